@@ -1,0 +1,94 @@
+"""Steps 6 and 7: compare, adjust, repeat. Explained on *Tune and repeat*."""
+
+import difflib
+
+import numpy as np
+import pandas as pd
+
+from citynb.evaluation import METRICS, Evaluation, _bootstrap_weights, _sums_by_group, metrics_from_sums
+
+
+def compare(evaluations, reference, *, metric="macro_f1", seconds=None, resamples=2000, seed=0):
+    """Compare models on the same examples, with the interval of the paired difference.
+
+    Two models see the same days, so their scores rise and fall together; the difference is
+    steadier than either. Each resample draws groups and, where a model was trained with
+    several seeds, also seeds. A difference is called better or worse only when its 95
+    percent interval excludes zero.
+
+    Args:
+        evaluations: dict, name to an Evaluation, or to a list of them, one for each seed.
+        reference: str, the name that the others are compared with.
+        metric: `"accuracy"`, `"macro_f1"`, `"quadratic_kappa"` or
+            `"expected_calibration_error"` (where lower is better).
+        seconds: dict, name to the seconds of training, shown as a column; optional.
+        resamples: int.
+        seed: int, of the bootstrap.
+
+    Returns:
+        DataFrame, a row for each name: the metric's mean over seeds, `spread` (their
+        standard deviation), `seeds`, `difference` to the reference with `low` and `high`,
+        and `verdict`.
+
+    Raises:
+        ValueError: the reference or the metric is unknown, or the evaluations are of
+            different examples.
+    """
+    if reference not in evaluations:
+        near = difflib.get_close_matches(str(reference), evaluations, n=1, cutoff=0.0)
+        raise ValueError(
+            f"compare() has no {reference!r} to compare with; did you mean {near[0]!r}?"
+            if near
+            else "compare() was given no evaluations."
+        )
+    if metric not in METRICS:
+        raise ValueError(f"metric is {metric!r}; choose one of {', '.join(METRICS)}.")
+    runs = {
+        name: [found] if isinstance(found, Evaluation) else list(found)
+        for name, found in evaluations.items()
+    }
+    anchor = runs[reference][0]
+    for name, found in runs.items():
+        for run in found:
+            if not (
+                np.array_equal(run.labels, anchor.labels)
+                and np.array_equal(run.groups, anchor.groups)
+            ):
+                raise ValueError(
+                    f"{name!r} and {reference!r} were evaluated on different examples; "
+                    "evaluate both on the same split of the same task."
+                )
+
+    days = _bootstrap_weights(len(np.unique(anchor.groups)), resamples, seed)
+    rng = np.random.default_rng(seed + 1)
+    scores, samples = {}, {}
+    for name, found in runs.items():
+        of_seed = []
+        for run in found:
+            sums = _sums_by_group(
+                run.probabilities.argmax(-1), run.probabilities, run.labels, run.groups
+            )[:2]
+            of_seed.append(metrics_from_sums(*(np.tensordot(days, s, 1) for s in sums))[metric])
+        drawn = rng.integers(len(found), size=(len(found), resamples))
+        samples[name] = np.take_along_axis(np.stack(of_seed), drawn, 0).mean(0)
+        scores[name] = np.array([getattr(run, metric) for run in found])
+
+    rows = {}
+    sign = -1 if metric == "expected_calibration_error" else 1
+    for name, values in scores.items():
+        difference = samples[name] - samples[reference]
+        low, high = np.percentile(difference, (2.5, 97.5))
+        gain_low, gain_high = sorted((sign * low, sign * high))
+        verdict = "better" if gain_low > 0 else "worse" if gain_high < 0 else "not separated"
+        rows[name] = {
+            metric: values.mean(),
+            "spread": values.std(ddof=1) if len(values) > 1 else np.nan,
+            "seeds": len(values),
+            "difference": values.mean() - scores[reference].mean(),
+            "low": low,
+            "high": high,
+            "verdict": "reference" if name == reference else verdict,
+        }
+        if seconds is not None:
+            rows[name]["seconds"] = seconds.get(name, np.nan)
+    return pd.DataFrame.from_dict(rows, orient="index")

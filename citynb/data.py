@@ -1,0 +1,426 @@
+"""Step 1: prepare the data. Explained on the pages *Two years of one road* and *The ladder*.
+
+Every dataset becomes one `CityTask`: three splits that share no day, junction or tile, the
+class names, how the split was made, and the card that says what the data is.
+"""
+
+import difflib
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+HOURS_PER_WEEK = 168
+DEMAND_LEVELS = ("free", "light", "busy", "heavy")
+# Volume over capacity at the upper bound of levels of service A, B and C of a freeway
+# designed for 70 mph (Highway Capacity Manual 1985, table 3-1).
+DEMAND_CUTS = (0.35, 0.54, 0.77)
+SURPRISE_LEVELS = ("below usual", "as usual", "above usual")
+SURPRISE_CUTS = (-0.05, 0.05)  # of capacity; fixed before any model was trained
+
+# Rolling origin: each fold trains on everything before its validation quarter. Fold 1
+# is tested on a Minnesota winter. `None` is the split that the pages use.
+I94_FOLDS = {
+    None: ("2016-10-01", "2018-01-01", "2018-04-01", "2018-10-01"),
+    0: ("2016-10-01", "2017-07-01", "2017-10-01", "2018-01-01"),
+    1: ("2016-10-01", "2017-10-01", "2018-01-01", "2018-04-01"),
+    2: ("2016-10-01", "2018-01-01", "2018-04-01", "2018-07-01"),
+    3: ("2016-10-01", "2018-04-01", "2018-07-01", "2018-10-01"),
+}
+
+
+@dataclass(frozen=True)
+class Split:
+    """One of the three parts of a task: n examples.
+
+    Attributes:
+        inputs: float32 array (n, height, width, channels), values in [0, 1].
+        labels: int64 array (n,), class indices from 0.
+        groups: array (n,), the unit that examples share (a day, a junction, a tile
+            block). No group stands in two splits, and intervals resample groups.
+        table: DataFrame (n, features) in plain units, what a model for tables may see.
+    """
+
+    inputs: np.ndarray
+    labels: np.ndarray
+    groups: np.ndarray
+    table: pd.DataFrame
+
+    def __len__(self):
+        return len(self.labels)
+
+    def take(self, rows):
+        """Return the split with only these rows (int or bool array), in this order."""
+        return Split(self.inputs[rows], self.labels[rows], self.groups[rows], self.table.iloc[rows])
+
+
+@dataclass(frozen=True)
+class CityTask:
+    """A classification task of a city, split so that nothing leaks.
+
+    Attributes:
+        name: str.
+        train, validation, test: `Split`. Choose with validation; touch test once.
+        class_names: tuple of str, one per class, in the order of the label.
+        split_by: str, how the three parts were separated, for example `"time"`.
+        card: Path of the dataset's card (what, who, when, units, licence, gaps), or None.
+
+    Raises:
+        ValueError: an array has the wrong rank, dtype, range or length, holds NaN, a label
+            has no class name, a split is empty, or two splits share a group.
+    """
+
+    name: str
+    train: Split
+    validation: Split
+    test: Split
+    class_names: tuple
+    split_by: str
+    card: Path | None = None
+
+    def __post_init__(self):
+        for part in ("train", "validation", "test"):
+            _check_split(f"{self.name}.{part}", getattr(self, part), self.class_names)
+        for one, other in (("train", "validation"), ("train", "test"), ("validation", "test")):
+            shared = np.intersect1d(getattr(self, one).groups, getattr(self, other).groups)
+            if shared.size:
+                raise ValueError(
+                    f"{self.name}: {one} and {other} share {shared.size} group(s), "
+                    f"{shared[0]} for example. Examples of one group know each other's labels, "
+                    "so the score would flatter. Split by whole groups, in time or in space."
+                )
+
+    @property
+    def num_classes(self):
+        return len(self.class_names)
+
+    @property
+    def input_shape(self):
+        """(height, width, channels) of one input."""
+        return self.train.inputs.shape[1:]
+
+    def subset(self, num_labels, seed=0):
+        """Return the task with only `num_labels` training examples, each class in proportion.
+
+        Args:
+            num_labels: int, from the number of classes to the size of the training set.
+            seed: int, which examples are drawn.
+
+        Raises:
+            ValueError: `num_labels` is out of range.
+        """
+        from dataclasses import replace
+
+        from sklearn.model_selection import train_test_split
+
+        labels = self.train.labels
+        if num_labels == len(labels):
+            return self
+        if not self.num_classes <= num_labels < len(labels):
+            raise ValueError(
+                f"{self.name}: a subset needs {self.num_classes} to {len(labels)} labels, "
+                f"not {num_labels}."
+            )
+        rare = np.bincount(labels, minlength=self.num_classes)[labels] < 2
+        rows, _ = train_test_split(
+            np.arange(len(labels)),
+            train_size=num_labels,
+            stratify=None if rare.any() else labels,
+            random_state=seed,
+        )
+        return replace(self, train=self.train.take(np.sort(rows)))
+
+    def summary(self):
+        """Return a DataFrame: for each split its examples, groups, and share of each class."""
+        rows = {}
+        for part in ("train", "validation", "test"):
+            split = getattr(self, part)
+            shares = np.bincount(split.labels, minlength=self.num_classes) / len(split)
+            rows[part] = {"examples": len(split), "groups": len(np.unique(split.groups))}
+            rows[part] |= dict(zip(self.class_names, shares.round(3), strict=True))
+        return pd.DataFrame(rows).T.astype({"examples": int, "groups": int})
+
+    @classmethod
+    def from_counts(
+        cls, source, *, bounds=None, horizon=1, target="demand", capacity=None, name=None, card=None
+    ):
+        """Make a task from one detector's hourly counts: which level, `horizon` hours ahead?
+
+        An input is a picture of 7 days by 24 hours with three channels, all volume over
+        capacity: the week that ends now; the week that ends at the same hour as the target,
+        one week before it; and the hour-of-the-week profile of the training years for the
+        week that ends at the target. The last row's last pixel is the newest hour.
+
+        Args:
+            source: path of a CSV file, or a DataFrame as `read_counts` returns it.
+            bounds: four dates, the start of train, of validation, of test, and the end;
+                default: 60, 20 and 20 percent of the time.
+            horizon: int, hours from now to the target, 1 to 168.
+            target: `"demand"` (four levels of volume over capacity) or `"surprise"` (three
+                levels of the difference to the hour-of-the-week profile).
+            capacity: vehicles an hour; default: the 99.5th percentile of the training hours.
+            name: str, default the file's name.
+            card: Path of the card.
+
+        Returns:
+            CityTask, split by time. Between two splits lie a week and the horizon without
+            examples, so that no hour is seen by two splits.
+
+        Raises:
+            ValueError: the file or an argument is not usable; the message names the line.
+        """
+        if target not in ("demand", "surprise"):
+            raise ValueError(f"target is {target!r}; choose 'demand' or 'surprise'.")
+        if not 1 <= horizon <= HOURS_PER_WEEK:
+            raise ValueError(f"horizon is {horizon} hours; choose 1 to {HOURS_PER_WEEK}.")
+        counts = source if isinstance(source, pd.DataFrame) else read_counts(source)
+        name = name or (Path(source).stem if not isinstance(source, pd.DataFrame) else "counts")
+        hours = counts.index
+        if bounds is None:
+            bounds = [hours[int(len(hours) * share)] for share in (0, 0.6, 0.8)] + [hours[-1]]
+        bounds = pd.DatetimeIndex(bounds)
+        needed = bounds[0] + pd.Timedelta(hours=3 * HOURS_PER_WEEK)
+        if not bounds.is_monotonic_increasing or bounds[1] < needed:
+            raise ValueError(
+                f"{name}: the splits need four rising dates with three weeks or more of "
+                f"training, not {[str(day.date()) for day in bounds]}."
+            )
+
+        volume = counts["traffic_volume"]
+        in_training = (hours >= bounds[0]) & (hours < bounds[1])
+        if capacity is None:
+            capacity = float(volume[in_training].quantile(0.995))
+        hour_of_week = hours.dayofweek.to_numpy() * 24 + hours.hour.to_numpy()
+        profile = volume[in_training].groupby(hour_of_week[in_training]).mean()
+        usual = pd.Series(profile.reindex(hour_of_week).to_numpy(), hours)
+        filled = fill_gaps(volume)
+
+        if target == "demand":
+            cuts, class_names, measured = DEMAND_CUTS, DEMAND_LEVELS, volume / capacity
+        else:
+            cuts, class_names = SURPRISE_CUTS, SURPRISE_LEVELS
+            measured = (volume - usual) / capacity
+        levels = np.digitize(measured, cuts)
+
+        weeks = np.lib.stride_tricks.sliding_window_view
+        past, profiles = (
+            weeks((series / capacity).clip(0, 1).to_numpy(np.float32), HOURS_PER_WEEK)
+            for series in (filled, usual)
+        )
+        table = _counts_table(counts, filled, usual, horizon)
+        reach = 2 * HOURS_PER_WEEK - horizon  # the oldest hour an input shows, before now
+        parts = []
+        for start, stop in zip(bounds[:-1], bounds[1:], strict=True):
+            now = np.flatnonzero((hours >= start) & (hours < stop))
+            now = now[(now >= now[0] + reach) & (now + horizon <= now[-1])]
+            now = now[volume.notna().to_numpy()[now + horizon]]  # an empty hour is no label
+            oldest = now - HOURS_PER_WEEK + 1
+            pictures = np.stack(
+                [past[oldest], past[oldest + horizon - HOURS_PER_WEEK], profiles[oldest + horizon]],
+                axis=-1,
+            ).reshape(-1, 7, 24, 3)
+            parts.append(
+                Split(
+                    inputs=pictures,
+                    labels=levels[now + horizon].astype(np.int64),
+                    groups=hours[now + horizon].normalize().to_numpy().astype("datetime64[D]"),
+                    table=table.iloc[now].set_axis(hours[now + horizon]),
+                )
+            )
+        return cls(name, *parts, class_names=class_names, split_by="time", card=card)
+
+
+def load(name, **options):
+    """Load one of the book's datasets as a `CityTask`.
+
+    Args:
+        name: `"i94"`, two years of hourly westbound volume on Interstate 94.
+        **options: for `i94`: `horizon` (hours), `target` (`"demand"` or `"surprise"`) and
+            `fold` (None, or 0 to 3 for the rolling folds; fold 1 is tested in winter).
+
+    Returns:
+        CityTask.
+
+    Raises:
+        ValueError: no dataset has this name (the message says the nearest), or a file is
+            not the one that its checksum names.
+    """
+    if name not in LOADERS:
+        nearest = difflib.get_close_matches(str(name), LOADERS, n=1, cutoff=0.0)[0]
+        raise ValueError(
+            f"There is no dataset {name!r}; did you mean {nearest!r}? "
+            f"Choose one of {', '.join(sorted(LOADERS))}."
+        )
+    verify(name)
+    return LOADERS[name](**options)
+
+
+def _load_i94(horizon=1, target="demand", fold=None):
+    if fold not in I94_FOLDS:
+        raise ValueError(f"i94 has no fold {fold!r}; choose None, 0, 1, 2 or 3.")
+    folder = data_folder() / "i94"
+    return CityTask.from_counts(
+        folder / "i94.csv.gz",
+        bounds=I94_FOLDS[fold],
+        horizon=horizon,
+        target=target,
+        name="i94",
+        card=folder / "card.md",
+    )
+
+
+LOADERS = {"i94": _load_i94}
+
+
+def read_counts(path):
+    """Read one detector's hourly counts and check every line.
+
+    Args:
+        path: CSV file with the columns `datetime` (local time, on the hour) and
+            `traffic_volume` (vehicles an hour, empty where not measured), and, where known,
+            `temp` (kelvin), `rain_1h` (millimeters), `clouds_all` (percent).
+
+    Returns:
+        DataFrame indexed by every hour from the first to the last; an hour that the file
+        leaves out has an empty row.
+
+    Raises:
+        ValueError: a column is missing, a cell is not a number, hours are unsorted,
+            repeated or not on the hour, a count is negative, or no row is usable.
+    """
+    frame = pd.read_csv(path, dtype=str, skipinitialspace=True)
+    where = Path(path).name
+    for column in ("datetime", "traffic_volume"):
+        if column not in frame:
+            near = difflib.get_close_matches(column, frame.columns, n=1)
+            hint = f" Rename {near[0]!r}?" if near else ""
+            raise ValueError(
+                f"{where} has no column {column!r}; it has {', '.join(frame.columns)}.{hint}"
+            )
+    hours = pd.to_datetime(frame.pop("datetime"), errors="coerce", format="ISO8601")
+    _refuse(hours.isna(), where, "the datetime is not a date and time such as 2018-04-01 07:00:00")
+    _refuse(hours != hours.dt.floor("h"), where, "the datetime is not on the hour; resample first")
+    _refuse(hours.duplicated(), where, "the hour stands twice; keep one row for each hour")
+    _refuse(hours.diff() < pd.Timedelta(0), where, "the hour is before the row above; sort by datetime")
+    columns = [c for c in ("traffic_volume", "temp", "rain_1h", "clouds_all") if c in frame]
+    counts = pd.DataFrame(index=pd.DatetimeIndex(hours, name="datetime"))
+    for column in columns:
+        numbers = pd.to_numeric(frame[column], errors="coerce")
+        _refuse(numbers.isna() & frame[column].notna(), where, f"{column} is not a number")
+        counts[column] = numbers.to_numpy()
+    _refuse((counts["traffic_volume"] < 0).reset_index(drop=True), where, "a count is negative")
+    if not counts["traffic_volume"].notna().any():
+        raise ValueError(f"{where} has zero usable rows: no hour has a traffic_volume.")
+    return counts.asfreq("h")
+
+
+def fill_gaps(volume):
+    """Fill each empty hour with the same hour a week before, else a day before, else the last.
+
+    Only the past is used: a mean over neighbors would tell an input what comes next.
+
+    Args:
+        volume: Series of vehicles an hour, one value for each hour, NaN where empty.
+
+    Returns:
+        Series without NaN (hours before the first count take the first count).
+    """
+    filled = volume.copy()
+    for hour in np.flatnonzero(volume.isna()):
+        candidates = [hour - back for back in (HOURS_PER_WEEK, 24, 1) if hour >= back]
+        known = [filled.iloc[c] for c in candidates if pd.notna(filled.iloc[c])]
+        filled.iloc[hour] = known[0] if known else volume.dropna().iloc[0]
+    return filled
+
+
+def verify(name):
+    """Check every file of a shipped dataset against its `SHA256SUMS`.
+
+    Raises:
+        ValueError: a file is missing or has other bytes.
+    """
+    folder = data_folder() / name
+    for line in (folder / "SHA256SUMS").read_text().splitlines():
+        expected, file = line.split()
+        path = folder / file
+        if not path.exists():
+            raise ValueError(f"{path} is missing. Get it back with `git checkout -- data/{name}`.")
+        found = hashlib.sha256(path.read_bytes()).hexdigest()
+        if found != expected:
+            raise ValueError(
+                f"{path} is damaged: its sha256 is {found[:12]}…, not {expected[:12]}…. "
+                f"Get it back with `git checkout -- data/{name}`."
+            )
+
+
+def data_folder():
+    """Return the Path of the datasets: `data/` of the checkout, or the installed copy."""
+    here = Path(__file__).resolve().parent
+    return next(folder for folder in (here.parent / "data", here / "_data") if folder.is_dir())
+
+
+def _counts_table(counts, filled, usual, horizon):
+    """What trees may know at hour t about hour t + horizon: the counts until t, and the calendar."""
+    from pandas.tseries.holiday import USFederalHolidayCalendar
+
+    hours = counts.index
+    ahead = hours + pd.Timedelta(hours=horizon)
+    holidays = USFederalHolidayCalendar().holidays(hours[0], ahead[-1])
+    columns = {f"volume {lag} h ago": filled.shift(lag) for lag in (0, 1, 2, 3, 6, 12)}
+    for weeks in (1, 2):
+        same_hour = filled.shift(weeks * HOURS_PER_WEEK - horizon)
+        columns[f"same hour, {weeks} week(s) before"] = same_hour
+    columns["same hour, the newest full day"] = filled.shift(-horizon % 24)
+    columns["usual at the target"] = usual.shift(-horizon)
+    columns["volume now minus usual"] = filled - usual
+    columns["last 24 h minus usual"] = (filled - usual).rolling(24).mean()
+    table = pd.DataFrame(columns)
+    # Beyond the last hour the usual volume is not needed: those rows have no label.
+    table["hour"], table["day of week"], table["month"] = ahead.hour, ahead.dayofweek, ahead.month
+    table["holiday"] = ahead.normalize().isin(holidays)
+    for column in counts.columns.drop("traffic_volume"):
+        table[f"{column} now"] = counts[column].ffill()
+    return table.astype(np.float32)
+
+
+def _refuse(bad, where, reason):
+    """Raise for the first bad row, with the line number an editor shows (the header is line 1)."""
+    if bad.any():
+        raise ValueError(f"{where}, line {int(np.argmax(bad)) + 2}: {reason}.")
+
+
+def _check_split(where, split, class_names):
+    inputs, labels = split.inputs, split.labels
+    if len(labels) == 0:
+        raise ValueError(f"{where} has no examples. Widen its bounds or check the filter.")
+    sizes = {len(inputs), len(labels), len(split.groups), len(split.table)}
+    if len(sizes) != 1:
+        raise ValueError(f"{where}: inputs, labels, groups and table differ in length: {sizes}.")
+    if inputs.ndim != 4:
+        raise ValueError(
+            f"{where}: inputs have the shape {inputs.shape}; pictures need four axes, "
+            "(examples, height, width, channels). For one grey channel use inputs[..., None]."
+        )
+    if inputs.dtype != np.float32:
+        raise ValueError(
+            f"{where}: inputs are {inputs.dtype}; pictures are float32 in [0, 1]. "
+            "For bytes use (pictures / 255).astype('float32')."
+        )
+    if np.isnan(inputs).any():
+        row = int(np.argwhere(np.isnan(inputs))[0][0])
+        raise ValueError(f"{where}: example {row} holds NaN. Fill or drop it before making the task.")
+    low, high = float(inputs.min()), float(inputs.max())
+    if low < 0 or high > 1:
+        raise ValueError(
+            f"{where}: inputs span {low:.3g} to {high:.3g}; pictures lie in [0, 1]. Divide by 255 "
+            "or by the capacity first."
+        )
+    if not np.issubdtype(labels.dtype, np.integer):
+        raise ValueError(f"{where}: labels are {labels.dtype}; they are class indices, integers.")
+    if labels.min() < 0 or labels.max() >= len(class_names):
+        raise ValueError(
+            f"{where}: labels run from {labels.min()} to {labels.max()}, but there are "
+            f"{len(class_names)} class names {class_names}. Name every class."
+        )

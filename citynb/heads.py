@@ -1,0 +1,82 @@
+"""Step 3: change the head, and decide what may move. Explained on *Change the head*."""
+
+import keras
+
+
+def classifier(backbone, num_classes, *, input_shape=None, dropout=0.0, seed=0):
+    """Put a new head on a backbone: features in, one logit for each class out.
+
+    Args:
+        backbone: keras.Model from pictures (batch, height, width, 3) in [0, 1] to features
+            (batch, d), as `citynb.backbone` returns it.
+        num_classes: int, 2 or more.
+        input_shape: (height, width, 3) of the task's pictures when it differs from the
+            backbone's; they are then enlarged without smoothing (nearest pixel).
+        dropout: float in [0, 1), the share of features dropped while training.
+        seed: int, the seed of the head's initial weights and of its dropout.
+
+    Returns:
+        keras.Model from pictures (batch, height, width, 3) to logits (batch, num_classes).
+        Its last layer is called `head`; the layer before is the backbone.
+
+    Raises:
+        ValueError: fewer than two classes, or pictures of another number of channels.
+    """
+    if num_classes < 2:
+        raise ValueError(f"classifier() needs two classes or more, not {num_classes}.")
+    wanted = backbone.input_shape[1:]
+    shape = tuple(input_shape or wanted)
+    if len(shape) != 3 or shape[-1] != wanted[-1]:
+        raise ValueError(
+            f"{backbone.name} takes pictures (height, width, {wanted[-1]}), not {shape}. "
+            "Repeat a grey channel with np.repeat(pictures, 3, axis=-1)."
+        )
+    inputs = keras.Input(shape, name="pictures")
+    pictures = inputs
+    if shape != wanted:
+        if None in wanted[:2]:
+            raise ValueError(
+                f"{backbone.name} has no fixed picture size to enlarge {shape} to; "
+                "choose one with citynb.backbone(name, image_size=64)."
+            )
+        pictures = keras.layers.Resizing(*wanted[:2], interpolation="nearest")(inputs)
+    head = keras.Sequential(
+        [
+            keras.Input(backbone.output_shape[1:]),
+            keras.layers.Dropout(dropout, seed=seed),
+            keras.layers.Dense(
+                num_classes,
+                kernel_initializer=keras.initializers.GlorotUniform(seed),
+                dtype="float32",  # the softmax loses digits in half precision
+                name="logits",
+            ),
+        ],
+        name="head",
+    )
+    return keras.Model(inputs, head(backbone(pictures)), name=f"{backbone.name}_classifier")
+
+
+def freeze(layer, *, batch_norm_only=False):
+    """Freeze a layer or model, or let its weights train and freeze only BatchNorm.
+
+    Calling a backbone with `training=False` inside a functional model does not hold: `fit`
+    passes its own `training=True` down, and the moving statistics move (Keras 3.13 to
+    3.15). `trainable = False` on the BatchNormalization layers themselves holds, because
+    Keras then runs them in inference mode.
+
+    Args:
+        layer: keras.Layer or keras.Model; changed in place. Compile the model after it.
+        batch_norm_only: False freezes everything. True makes all weights trainable but
+            those of BatchNorm, whose statistics then stay as they were pretrained.
+
+    Returns:
+        The same layer.
+    """
+    layer.trainable = batch_norm_only
+    if batch_norm_only:
+        for part in [layer, *layer._flatten_layers(include_self=False)]:
+            if isinstance(part, keras.layers.BatchNormalization):
+                part.trainable = False
+            elif hasattr(part, "freeze_batch_norm"):  # a Hub model hides its BatchNorm layers
+                part.freeze_batch_norm = True
+    return layer

@@ -1,0 +1,73 @@
+"""Step 0: open every notebook the same way. Explained on the page *How to read this book*."""
+
+import os
+import sys
+
+MINIMUM_TENSORFLOW = (2, 20)
+MINIMUM_KERAS = (3, 13)
+COLAB_GPU_MENU = "Runtime > Change runtime type > T4 GPU > Save"
+
+
+def start(seed=0):
+    """Seed everything, choose a profile, set the figure style, and say so in one line.
+
+    The `cpu` profile is what the committed outputs show and what the tests run: small
+    pictures, every notebook within a minute on two cores. The `gpu` profile runs the
+    same cells with larger pictures and the full data. The environment variable
+    `CITYNB_PROFILE` overrides the choice.
+
+    Args:
+        seed: int, the seed of Python, NumPy and the network's initial weights.
+
+    Returns:
+        str, the profile: `"cpu"` or `"gpu"`.
+
+    Raises:
+        RuntimeError: TensorFlow or Keras is too old, or Keras runs on another backend.
+        ValueError: `CITYNB_PROFILE` names a profile that does not exist.
+    """
+    import keras
+    import tensorflow as tf
+
+    from citynb import display
+
+    _require("TensorFlow", tf.__version__, MINIMUM_TENSORFLOW)
+    _require("Keras", keras.__version__, MINIMUM_KERAS)
+    if keras.backend.backend() != "tensorflow":
+        raise RuntimeError(
+            f"Keras runs on {keras.backend.backend()!r}, but TensorFlow Hub models need the "
+            "TensorFlow backend. Set the environment variable KERAS_BACKEND=tensorflow "
+            "and restart the kernel."
+        )
+
+    gpus = tf.config.list_physical_devices("GPU")
+    profile = os.environ.get("CITYNB_PROFILE") or ("gpu" if gpus else "cpu")
+    if profile not in ("cpu", "gpu"):
+        raise ValueError(
+            f"CITYNB_PROFILE is {profile!r}; choose 'cpu' or 'gpu', or unset it to let "
+            "the machine decide."
+        )
+
+    keras.utils.set_random_seed(seed)
+    display.use_book_style()
+    device = "GPU" if gpus else "CPU"
+    line = (
+        f"Python {sys.version_info.major}.{sys.version_info.minor}, "
+        f"TensorFlow {tf.__version__}, Keras {keras.__version__}; "
+        f"device {device}, profile {profile}, seed {seed}."
+    )
+    if not gpus and "COLAB_RELEASE_TAG" in os.environ:
+        line += f" This Colab has no GPU: {COLAB_GPU_MENU}, then run all cells again."
+    print(line)
+    return profile
+
+
+def _require(library, version, minimum):
+    found = tuple(int(part) for part in version.split(".")[:2])
+    if found < minimum:
+        wanted = ".".join(map(str, minimum))
+        raise RuntimeError(
+            f"{library} {version} is too old for citynb: {wanted} or newer is needed. On Colab, "
+            "choose Runtime > Disconnect and delete runtime to get the current image; elsewhere, "
+            "run `make book` or `pip install -r requirements.txt` in a fresh environment."
+        )
