@@ -180,7 +180,9 @@ def _train(
     optimizer.build(variables)
     cross_entropy = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
 
-    @tf.function(reduce_retracing=True)
+    signature = [tf.TensorSpec([None, *inputs.shape[1:]]), tf.TensorSpec([None], labels.dtype)]
+
+    @tf.function(input_signature=signature)  # one graph, also for the smaller last batch
     def step(batch, targets):
         with tf.GradientTape() as tape:
             loss = cross_entropy(targets, model(batch, training=True))
@@ -195,7 +197,7 @@ def _train(
         return loss
 
     first = state.begin(phase, optimizer)
-    bar = tqdm(total=epochs * steps, initial=first * steps, desc=phase, disable=not progress)
+    bar = tqdm(total=epochs * steps, initial=first * steps, desc=phase, disable=not progress, mininterval=1)
     try:
         for epoch in range(first, epochs):
             order = np.random.default_rng([seed, epoch]).permutation(len(labels))
