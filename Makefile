@@ -73,7 +73,7 @@ $(STAMP):
 	@touch $@
 
 book: setup
-	@$(PY) -m jupyter_book build . -W --keep-going --quiet
+	@.venv/bin/jupyter-book build . -W --keep-going --quiet
 	@echo "The book is at file://$(ROOT)/_build/html/index.html"
 
 # One pytest run, so that its last line speaks for everything. tests/test_book.py uses

@@ -36,6 +36,7 @@ KERNEL_ENVIRONMENT = {
     "CITYNB_PROFILE": "cpu",
     "CUDA_VISIBLE_DEVICES": "-1",  # the committed numbers are those of a CPU
     "TF_CPP_MIN_LOG_LEVEL": "3",
+    "PYTHONPATH": str(ROOT),  # this checkout's citynb, whatever is installed
     "PYTHONWARNINGS": "ignore:pkg_resources is deprecated:UserWarning",  # tensorflow-hub's import
 }
 PACKAGES = ("tensorflow", "keras", "numpy", "pandas", "scikit-learn", "matplotlib")
@@ -177,7 +178,7 @@ def finish(notebook):
                 output.execution_count = count
             if output.output_type == "error":
                 output.traceback = _short_traceback(output.traceback)
-        _copy_figure(cell)
+        _describe(cell)
     notebook.metadata = nbformat.from_dict(
         {
             "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
@@ -214,24 +215,27 @@ def _short_traceback(traceback):
     return [entry for entry in traceback if not re.match(r"\s*File ", ANSI.sub("", entry))]
 
 
-def _copy_figure(cell):
-    """Copy name, caption and alt text from citynb.show_figure's output to where MyST-NB reads them."""
+def _describe(cell):
+    """Write what MyST-NB needs for the page: a figure's name, caption and alt text, a fold's label.
+
+    The figure's come from the metadata that citynb.show_figure puts on its output.
+    """
     figures = [
         output.metadata.citynb for output in cell.outputs if "citynb" in output.get("metadata", {})
     ]
     if len(figures) > 1:
         names = ", ".join(figure.name for figure in figures)
         raise ValueError(f"one cell shows {names}, but a cell has room for one caption; split it")
-    render = cell.metadata.get("mystnb", {})
-    for key in ("figure", "image"):
+    render = cell.metadata.pop("mystnb", {})
+    for key in ("figure", "image", "code_prompt_show", "code_prompt_hide"):
         render.pop(key, None)
-    if figures:
-        (figure,) = figures
+    for figure in figures:
         render["figure"] = {"name": figure.name, "caption": figure.caption}
         render["image"] = {"alt": figure.alt}
+    if "solution" in cell.metadata.get("tags", []):
+        render["code_prompt_show"], render["code_prompt_hide"] = "Show a solution", "Hide it"
+    if render:
         cell.metadata["mystnb"] = render
-    elif not render:
-        cell.metadata.pop("mystnb", None)
 
 
 # --- execute it -------------------------------------------------------------------------
@@ -275,7 +279,7 @@ def versions():
 
 
 def update(path, force):
-    """Execute and finish one notebook. Return a line that says what happened, and whether it is well."""
+    """Execute and finish one notebook. Return what happened, and whether it is well."""
     notebook = nbformat.read(path, as_version=4)
     name = path.relative_to(ROOT)
     before = nbformat.writes(notebook)
