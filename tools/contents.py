@@ -32,9 +32,7 @@ SECTIONS = {
 def toc_parts(root=ROOT):
     """Return [(caption, [file, ...]), ...] from _toc.yml; a file has no suffix, as written there."""
     toc = yaml.safe_load((root / "_toc.yml").read_text())
-    return [
-        (part["caption"], [page["file"] for page in part["chapters"]]) for part in toc["parts"]
-    ]
+    return [(part["caption"], [page["file"] for page in part["chapters"]]) for part in toc["parts"]]
 
 
 def title(file, root=ROOT):

@@ -204,7 +204,8 @@ def time_line(notebook):
 def _cell_id(cell, taken):
     """Return an id made from the cell's text, so that a page written anew keeps its ids."""
     number = 0
-    while (name := digest(cell.cell_type, cell.source, str(number))[:8]) in taken:
+    text = TIME_LINE.sub("", cell.source)
+    while (name := digest(cell.cell_type, text, str(number))[:8]) in taken:
         number += 1
     taken.add(name)
     return name
