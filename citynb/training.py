@@ -1,8 +1,11 @@
 """Step 4: train, the head first and then the whole network. Explained on *Train*."""
 
+import contextlib
 import json
 import os
 import time
+import zipfile
+import zlib
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -24,9 +27,10 @@ class TrainingRun:
 
     Attributes:
         history: DataFrame, a row for each epoch: phase ("head" or "network"), epoch,
-            learning_rate, loss (training, mean over the epoch), and, where measured,
-            validation_loss and validation_accuracy.
-        seconds: float, wall-clock time of both phases, the tracing included.
+            learning_rate (at the epoch's end), loss (training, mean over the steps), and,
+            where measured, validation_loss and validation_accuracy.
+        seconds: float, wall-clock time of both phases, the tracing included, and of the
+            epochs before an interruption.
         settings: dict, the arguments that led here.
     """
 
@@ -75,21 +79,25 @@ def fine_tune(
             l2_sp / 2 * ||w - w_start||^2 to the loss (Li et al. 2018, L2-SP).
         batch_norm: `"frozen"` keeps pretrained statistics; `"train"` lets them move.
         augment: a function of pictures (batch, height, width, 3), for example a Keras
-            layer; used in the second phase.
+            layer; used in the second phase. The random state of a layer is in the
+            checkpoint; that of another function is not.
         validate: bool, measure the validation split after each epoch of the second phase.
         seed: int, the order of the batches.
-        checkpoint: folder for the state after each epoch, written whole or not at all. A
-            training that was interrupted goes on from there and ends with the same weights.
+        checkpoint: folder for the state at the start and after each epoch, written whole or
+            not at all. Called again after an interruption, with the same arguments, the
+            training goes on from there and ends with the same weights.
         progress: bool, show a progress bar.
 
     Returns:
         TrainingRun.
 
     Raises:
-        ValueError: an argument is unknown, the head has another number of classes than the
-            task, the pictures do not fit, or the checkpoint is of another model or run.
-        FloatingPointError: the loss is not finite; the weights are those of the step before.
-        OSError: the checkpoint's folder cannot be written.
+        ValueError: an argument is unknown or out of range, the model has no head, the head
+            has another number of classes than the task, the pictures do not fit, or the
+            checkpoint is damaged or of another model or run.
+        FloatingPointError: the loss, its gradient or a feature is not finite. The message
+            says where; the weights are those of the step before.
+        OSError: the checkpoint's folder cannot be read or written.
     """
     settings = {
         key: value
@@ -103,29 +111,45 @@ def fine_tune(
     ):
         if value not in known:
             raise ValueError(f"{name} is {value!r}; choose one of {', '.join(known)}.")
-    head = model.get_layer("head")
-    if model.output_shape[-1] != task.num_classes:
-        raise ValueError(
-            f"The head has {model.output_shape[-1]} outputs, but {task.name} has "
-            f"{task.num_classes} classes {task.class_names}. Build it with "
-            "citynb.classifier(backbone, task.num_classes)."
-        )
-    _check_pictures(model, task.train.inputs)
+    for name, value, least in (
+        ("head_epochs", head_epochs, 0),
+        ("epochs", epochs, 0),
+        ("batch_size", batch_size, 1),
+        ("learning_rate", learning_rate, 0),
+        ("head_learning_rate", head_learning_rate, 0),
+        ("weight_decay", weight_decay, 0),
+        ("l2_sp", l2_sp, 0),
+    ):
+        if not least <= value < np.inf:
+            raise ValueError(f"{name} is {value!r}; it must be finite and {least} or more.")
+    _check_model(model, task)
 
-    started = time.perf_counter()
-    state = _Checkpoint(checkpoint, model, {**settings, "examples": len(task.train)})
-    state.resume()
+    head = model.get_layer("head")
     backbone = keras.Model(model.input, head.input)
+    pulled = backbone.variables if l2_sp else []
+    data = f"{task.name}, {len(task.train)} examples, crc {zlib.crc32(task.train.labels):08x}"
+    state = _Checkpoint(
+        checkpoint,
+        variables=[*model.variables, *getattr(augment, "variables", ())],
+        anchors=[variable.numpy() for variable in pulled],
+        settings={**settings, "data": data, "augmentation": augment is not None},
+    )
     common = dict(batch_size=batch_size, seed=seed, progress=progress, state=state)
     common |= dict(optimizer=optimizer, schedule=schedule, weight_decay=weight_decay)
 
-    if head_epochs and not state.past("head", head_epochs):
+    if state.done("head") < head_epochs and not state.done("network"):
         freeze(backbone)
         head.trainable = True
         features = backbone.predict(task.train.inputs, batch_size=256, verbose=0)
+        if not np.isfinite(features).all():
+            row = int(np.argwhere(~np.isfinite(features))[0][0])
+            raise FloatingPointError(
+                f"The backbone's features of training example {row} are not finite. "
+                f"{_blame(model, task.train.inputs[row : row + 1], [row])}"
+            )
         _train(
             head,
-            features,
+            features.astype(np.float32),  # a backbone in half precision gives half precision
             task.train.labels,
             phase="head",
             epochs=head_epochs,
@@ -133,12 +157,13 @@ def fine_tune(
             **common,
         )
     if epochs:
+        backbone.trainable = head.trainable = True
         if batch_norm == "frozen":
             freeze(backbone, batch_norm_only=True)
         else:
-            backbone.trainable = True
-        head.trainable = True
-        anchors = backbone.trainable_variables if l2_sp else []
+            for layer in backbone._flatten_layers():
+                if hasattr(layer, "freeze_batch_norm"):  # a Hub model has its own switch
+                    layer.freeze_batch_norm = False
         _train(
             model,
             task.train.inputs,
@@ -147,16 +172,12 @@ def fine_tune(
             epochs=epochs,
             learning_rate=learning_rate,
             validation=task.validation if validate else None,
-            anchors=[(v, tf.constant(state.starts.get(v.path, v.numpy()))) for v in anchors],
+            anchors=[(v, a) for v, a in zip(pulled, state.anchors, strict=True) if v.trainable],
             l2_sp=l2_sp,
             augment=augment,
             **common,
         )
-    return TrainingRun(
-        history=pd.DataFrame(state.history),
-        seconds=time.perf_counter() - started,
-        settings=settings,
-    )
+    return TrainingRun(pd.DataFrame(state.history), state.seconds(), settings)
 
 
 def _train(
@@ -169,14 +190,21 @@ def _train(
     if schedule == "cosine":
         warmup = max(1, steps * epochs // 10)
         rate = keras.optimizers.schedules.CosineDecay(
-            0.0, max(1, steps * epochs - warmup), warmup_target=learning_rate, warmup_steps=warmup
+            learning_rate / warmup,  # not zero, which would waste the first step
+            max(1, steps * epochs - warmup),
+            warmup_target=learning_rate,
+            warmup_steps=warmup,
         )
     if optimizer == "sgd":
         optimizer = keras.optimizers.SGD(rate, momentum=0.9, weight_decay=weight_decay or None)
     else:
         optimizer = keras.optimizers.AdamW(rate, weight_decay=weight_decay)
-    optimizer.exclude_from_weight_decay(var_names=["bias", "gamma", "beta"])
     variables = model.trainable_variables
+    # A kernel has two axes or more; biases and the scales of BatchNorm do not decay.
+    optimizer.exclude_from_weight_decay([v for v in variables if len(v.shape) < 2])
+    scales_loss = model.dtype_policy.name == "mixed_float16"
+    if scales_loss:  # small gradients would vanish in half precision
+        optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
     optimizer.build(variables)
     cross_entropy = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
 
@@ -184,6 +212,8 @@ def _train(
 
     @tf.function(input_signature=signature)  # one graph, also for the smaller last batch
     def step(batch, targets):
+        # The forward pass already moves BatchNorm's statistics and the seeds of dropout.
+        before = [tf.identity(v.value) for v in model.non_trainable_variables]
         with tf.GradientTape() as tape:
             loss = cross_entropy(targets, model(batch, training=True))
             loss += sum(tf.cast(extra, loss.dtype) for extra in model.losses)
@@ -192,12 +222,24 @@ def _train(
                 loss += l2_sp * tf.add_n(distance)
             scaled = optimizer.scale_loss(loss)
         gradients = tape.gradient(scaled, variables)
-        if tf.math.is_finite(loss):  # else the weights stay as they were
+        finite = tf.math.is_finite(loss)
+        if not scales_loss:  # else the optimizer leaves such a step out and lowers the scale
+            finite &= tf.math.is_finite(tf.linalg.global_norm(gradients))
+        if finite:
             optimizer.apply_gradients(zip(gradients, variables, strict=True))
-        return loss
+        else:
+            for variable, value in zip(model.non_trainable_variables, before, strict=True):
+                variable.assign(value)
+        return loss, finite
 
-    first = state.begin(phase, optimizer)
-    bar = tqdm(total=epochs * steps, initial=first * steps, desc=phase, disable=not progress, mininterval=1)
+    epoch = first = state.begin(phase, optimizer)
+    bar = tqdm(
+        total=epochs * steps,
+        initial=first * steps,
+        desc=phase,
+        disable=not progress,
+        mininterval=1,
+    )
     try:
         for epoch in range(first, epochs):
             order = np.random.default_rng([seed, epoch]).permutation(len(labels))
@@ -206,30 +248,34 @@ def _train(
                 batch = tf.convert_to_tensor(inputs[rows])
                 if augment is not None:
                     batch = augment(batch)
-                loss = float(step(batch, tf.convert_to_tensor(labels[rows])))
-                if not np.isfinite(loss):
+                loss, finite = step(batch, tf.convert_to_tensor(labels[rows]))
+                if not finite:
                     raise FloatingPointError(
-                        f"The loss is {loss} in phase {phase!r}, epoch {epoch + 1}, step "
-                        f"{len(losses) + 1} of {steps}, at learning rate "
-                        f"{float(optimizer.learning_rate):.2g}. {_blame(model, batch)} "
+                        f"The loss is {float(loss):.3g} and it or its gradient is not finite, in "
+                        f"phase {phase!r}, epoch {epoch + 1}, step {len(losses) + 1} of {steps}, "
+                        f"at learning rate {float(optimizer.learning_rate):.2g}. "
+                        f"{_blame(model, batch.numpy(), rows)} "
                         "The weights are those of the step before."
                     )
-                losses.append(loss)
+                losses.append(float(loss))
                 bar.update()
-                bar.set_postfix(epoch=f"{epoch + 1}/{epochs}", loss=f"{loss:.3f}", refresh=False)
+                bar.set_postfix(
+                    epoch=f"{epoch + 1}/{epochs}", loss=f"{losses[-1]:.3f}", refresh=False
+                )
             row = {"phase": phase, "epoch": epoch + 1, "loss": float(np.mean(losses))}
             row["learning_rate"] = float(optimizer.learning_rate)
             if validation is not None:
                 logits = model.predict(validation.inputs, batch_size=256, verbose=0)
                 row["validation_loss"] = float(cross_entropy(validation.labels, logits))
                 row["validation_accuracy"] = float((logits.argmax(-1) == validation.labels).mean())
-            state.finish(row, optimizer)
+            state.history.append(row)
+            state.save(optimizer)
     except KeyboardInterrupt as interrupt:
         interrupt.add_note(
             f"Stopped in phase {phase!r}, epoch {epoch + 1} of {epochs}. "
             + (
-                f"Call fine_tune() again with checkpoint={str(state.folder)!r} to go on."
-                if state.folder
+                f"Call fine_tune() again with checkpoint={str(state.file.parent)!r} to go on."
+                if state.file
                 else "Give fine_tune() a checkpoint folder to be able to go on next time."
             )
         )
@@ -239,124 +285,143 @@ def _train(
 
 
 class _Checkpoint:
-    """The state after the newest epoch: variables, optimizer, history, in one file."""
+    """All that the next epoch depends on, in one file, so that a training survives any stop.
 
-    def __init__(self, folder, model, settings):
-        self.folder = Path(folder) if folder else None
-        self.model = model
-        # Compare through JSON, so that what was written equals what is asked.
-        self.identity = json.loads(
-            json.dumps(
-                {
-                    "settings": settings,
-                    "variables": [[v.path, list(v.shape)] for v in model.variables],
-                },
-                default=str,
-            )
-        )
+    Variables are told apart by their order, name and shape, not by their path: a notebook
+    that builds the same network again gets other paths.
+    """
+
+    def __init__(self, folder, variables, anchors, settings):
+        self.file = Path(folder) / "state.npz" if folder else None
+        self.variables = variables
+        self.anchors = anchors  # where L2-SP pulls to: the weights before the first epoch
         self.history = []
-        self.optimizer_values = None
-        self.starts = {}
-        if self.folder:
-            try:
-                self.folder.mkdir(parents=True, exist_ok=True)
-                (self.folder / ".write").touch()
-                (self.folder / ".write").unlink()
-            except OSError as error:
-                raise OSError(
-                    f"The checkpoint folder {self.folder} cannot be written ({error.strerror}). "
-                    "Choose another with checkpoint=, or leave it out."
-                ) from error
-            # L2-SP pulls towards the weights before the first epoch, also after a resume.
-            self.starts = {v.path: v.numpy() for v in model.variables}
+        self.optimizer_values = ()
+        self.started = time.perf_counter()
+        # Through JSON, so that what was written equals what is asked.
+        identity = {
+            "model": {f"variable {i}": [v.name, *v.shape] for i, v in enumerate(variables)},
+            "training run": settings,
+        }
+        self.identity = json.loads(json.dumps(identity, default=str))
+        if self.file and self.file.exists():
+            self._load()
+        else:  # also the start, to which an interrupted first epoch returns
+            self.save()
 
-    @property
-    def file(self):
-        return self.folder / "state.npz"
+    def seconds(self):
+        return time.perf_counter() - self.started
 
-    def resume(self):
-        """Load the newest state, if there is one."""
-        if not self.folder or not self.file.exists():
+    def done(self, phase):
+        """Return the number of epochs of this phase that are in the history."""
+        return sum(row["phase"] == phase for row in self.history)
+
+    def begin(self, phase, optimizer):
+        """Give the optimizer its saved state, if it is of this phase; return the first epoch."""
+        if self.done(phase):
+            for variable, value in zip(optimizer.variables, self.optimizer_values, strict=True):
+                variable.assign(value)
+        return self.done(phase)
+
+    def save(self, optimizer=None):
+        """Write the whole state, or leave the one before."""
+        if not self.file:
             return
+        parts = {
+            "variable": self.variables,
+            "anchor": self.anchors,
+            "optimizer": optimizer.variables if optimizer else (),
+        }
+        arrays = {
+            f"{part} {i}": np.asarray(value)
+            for part, values in parts.items()
+            for i, value in enumerate(values)
+        }
+        meta = {"identity": self.identity, "history": self.history, "seconds": self.seconds()}
+        unfinished = self.file.with_name("state.part")
+        try:
+            self.file.parent.mkdir(parents=True, exist_ok=True)
+            with unfinished.open("wb") as stream:
+                np.savez(stream, meta=json.dumps(meta), **arrays)
+                stream.flush()
+                os.fsync(stream.fileno())
+            os.replace(unfinished, self.file)
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                unfinished.unlink()
+            saved = f"epoch {len(self.history) - 1}" if self.history else "nothing"
+            raise OSError(
+                f"The checkpoint {self.file} cannot be written ({error.strerror or error}). "
+                f"Saved so far: {saved}. Make room, or choose another folder with checkpoint=, "
+                "and call fine_tune() again."
+            ) from error
+
+    def _load(self):
         try:
             with np.load(self.file, allow_pickle=False) as saved:
                 arrays = {key: saved[key] for key in saved.files}
-            meta = json.loads(str(arrays["meta"]))
-        except (ValueError, KeyError, OSError, EOFError) as error:
-            raise ValueError(
-                f"{self.file} is not a checkpoint of citynb ({error}). Remove it, or choose "
-                "another checkpoint folder."
+            meta = json.loads(str(arrays.pop("meta")))
+            identity, self.history = meta["identity"], meta["history"]
+            self.started -= meta["seconds"]
+        except PermissionError as error:
+            raise PermissionError(
+                f"The checkpoint {self.file} cannot be read ({error.strerror}). Allow it, or "
+                "choose another folder with checkpoint=."
             ) from error
-        for part, what in (("variables", "model"), ("settings", "training run")):
-            if meta["identity"][part] != self.identity[part]:
-                raise ValueError(
-                    f"{self.file} belongs to another {what}: "
-                    f"{_first_difference(meta['identity'][part], self.identity[part])}. "
-                    "Choose another checkpoint folder, or remove this one to start again."
-                )
-        for index, variable in enumerate(self.model.variables):
-            self.starts[variable.path] = arrays[f"start_{index}"]
-            variable.assign(arrays[f"variable_{index}"])
-        self.history = meta["history"]
-        self.optimizer_values = [
-            arrays[f"optimizer_{index}"] for index in range(meta["optimizer_variables"])
-        ]
-
-    def past(self, phase, epochs):
-        """Say whether this phase ended before the newest state."""
-        return self._done(phase) >= epochs or (phase == "head" and self._done("network") > 0)
-
-    def begin(self, phase, optimizer):
-        """Give the optimizer its saved state and return the first epoch to run."""
-        done = self._done(phase)
-        if done and self.optimizer_values:
-            for variable, value in zip(optimizer.variables, self.optimizer_values, strict=True):
-                variable.assign(value)
-        return done
-
-    def finish(self, row, optimizer):
-        """Record an epoch; write the whole state, or leave the one before."""
-        self.history.append(row)
-        if not self.folder:
-            return
-        arrays = {f"variable_{i}": v.numpy() for i, v in enumerate(self.model.variables)}
-        arrays |= {f"start_{i}": self.starts[v.path] for i, v in enumerate(self.model.variables)}
-        arrays |= {f"optimizer_{i}": v.numpy() for i, v in enumerate(optimizer.variables)}
-        meta = {"identity": self.identity, "history": self.history}
-        meta["optimizer_variables"] = len(optimizer.variables)
-        unfinished = self.file.with_suffix(".part.npz")
-        np.savez(unfinished, meta=json.dumps(meta), **arrays)
-        os.replace(unfinished, self.file)
-
-    def _done(self, phase):
-        return sum(row["phase"] == phase for row in self.history)
+        except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile, zlib.error) as error:
+            raise ValueError(
+                f"{self.file} is damaged or not a checkpoint of fine_tune() ({error}). Remove it "
+                "to start again, or choose another folder with checkpoint=."
+            ) from error
+        for part, wanted in self.identity.items():
+            found = identity[part]
+            for key in {**found, **wanted}:
+                if found.get(key) != wanted.get(key):
+                    raise ValueError(
+                        f"{self.file} belongs to another {part}: its {key} is {found.get(key)!r}, "
+                        f"here it is {wanted.get(key)!r}. Remove it to start again, or choose "
+                        "another folder with checkpoint=."
+                    )
+        # The file keeps the order in which save() wrote.
+        values, self.anchors, self.optimizer_values = (
+            [array for key, array in arrays.items() if key.startswith(part)]
+            for part in ("variable", "anchor", "optimizer")
+        )
+        for variable, value in zip(self.variables, values, strict=True):
+            variable.assign(value)
 
 
-def _first_difference(saved, wanted):
-    pairs = zip(saved, wanted) if isinstance(saved, list) else (
-        ((key, saved[key]), (key, wanted.get(key))) for key in saved
-    )
-    for one, other in pairs:
-        if one != other:
-            return f"it has {one}, this one has {other}"
-    return f"it has {len(saved)} entries, this one has {len(wanted)}"
-
-
-def _check_pictures(model, pictures):
-    wanted = model.input_shape[1:]
-    if pictures.ndim != 4 or any(w not in (None, s) for w, s in zip(wanted, pictures.shape[1:])):
+def _check_model(model, task):
+    if "head" not in (layer.name for layer in model.layers):
         raise ValueError(
-            f"{model.name} takes pictures {wanted}, the task has {pictures.shape[1:]}. "
-            "Build the model with citynb.classifier(backbone, num_classes, "
-            "input_shape=task.input_shape)."
+            f"{model.name} has no layer called 'head'. Build it with "
+            "citynb.classifier(backbone, task.num_classes), or name its last layer so."
+        )
+    if model.output_shape[-1] != task.num_classes:
+        raise ValueError(
+            f"The head has {model.output_shape[-1]} outputs, but {task.name} has "
+            f"{task.num_classes} classes {task.class_names}. Build it with "
+            "citynb.classifier(backbone, task.num_classes)."
+        )
+    wanted, found = model.input_shape[1:], task.input_shape
+    if len(wanted) != len(found) or any(
+        w not in (None, f) for w, f in zip(wanted, found, strict=True)
+    ):
+        raise ValueError(
+            f"{model.name} takes pictures {wanted}, the task has {found}. Build the model with "
+            "citynb.classifier(backbone, task.num_classes, input_shape=task.input_shape)."
         )
 
 
-def _blame(model, batch):
-    """Say where the first number that is not finite stands: the data, a weight, or the loss."""
-    if not np.isfinite(batch.numpy()).all():
-        return "The batch itself holds NaN or infinity; look at the data and the augmentation."
+def _blame(model, batch, rows):
+    """Say where the first number that is not finite stands: a picture, a weight, or the step."""
+    bad = ~np.isfinite(batch).reshape(len(batch), -1).all(1)
+    if bad.any():
+        return (
+            f"Training example {rows[np.argmax(bad)]} holds NaN or infinity as the network sees "
+            "it; look at the data and at the augmentation."
+        )
     for variable in model.variables:
-        if not np.isfinite(np.asarray(variable.numpy(), np.float64)).all():
-            return f"The weight {variable.path} is not finite; it was so before this run."
-    return "Data and weights are finite, so the step was too large: lower the learning rate."
+        if not np.isfinite(variable.numpy().astype(np.float64)).all():
+            return f"The weight {variable.path} is not finite; it was so before this step."
+    return "Data and weights are finite, so the step before was too large: lower the learning rate."
