@@ -4,9 +4,10 @@ Every dataset becomes one `CityTask`: three splits that share no day, junction o
 class names, how the split was made, and the card that says what the data is.
 """
 
+import calendar
 import difflib
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -69,7 +70,8 @@ class CityTask:
 
     Raises:
         ValueError: an array has the wrong rank, dtype, range or length, holds NaN, a label
-            has no class name, a split is empty, or two splits share a group.
+            has no class name, a split is empty, two splits share a group, or their pictures
+            differ in shape.
     """
 
     name: str
@@ -82,7 +84,13 @@ class CityTask:
 
     def __post_init__(self):
         for part in ("train", "validation", "test"):
-            _check_split(f"{self.name}.{part}", getattr(self, part), self.class_names)
+            split = getattr(self, part)
+            _check_split(f"{self.name}.{part}", split, self.class_names)
+            if split.inputs.shape[1:] != self.input_shape:
+                raise ValueError(
+                    f"{self.name}: pictures of train are {self.input_shape}, of {part} "
+                    f"{split.inputs.shape[1:]}. Give all three splits pictures of one shape."
+                )
         for one, other in (("train", "validation"), ("train", "test"), ("validation", "test")):
             shared = np.intersect1d(getattr(self, one).groups, getattr(self, other).groups)
             if shared.size:
@@ -102,35 +110,34 @@ class CityTask:
         return self.train.inputs.shape[1:]
 
     def subset(self, num_labels, seed=0):
-        """Return the task with only `num_labels` training examples, each class in proportion.
+        """Return the task with only `num_labels` training examples.
+
+        Each class is drawn in proportion, and at least once. Of one seed, a larger subset
+        contains the smaller ones, so that a learning curve adds labels and swaps none.
 
         Args:
             num_labels: int, from the number of classes to the size of the training set.
             seed: int, which examples are drawn.
 
+        Returns:
+            CityTask with the same validation and test split.
+
         Raises:
             ValueError: `num_labels` is out of range.
         """
-        from dataclasses import replace
-
-        from sklearn.model_selection import train_test_split
-
         labels = self.train.labels
-        if num_labels == len(labels):
-            return self
-        if not self.num_classes <= num_labels < len(labels):
+        if not self.num_classes <= num_labels <= len(labels):
             raise ValueError(
                 f"{self.name}: a subset needs {self.num_classes} to {len(labels)} labels, "
                 f"not {num_labels}."
             )
-        rare = np.bincount(labels, minlength=self.num_classes)[labels] < 2
-        rows, _ = train_test_split(
-            np.arange(len(labels)),
-            train_size=num_labels,
-            stratify=None if rare.any() else labels,
-            random_state=seed,
-        )
-        return replace(self, train=self.train.take(np.sort(rows)))
+        shuffled = np.random.default_rng(seed).permutation(len(labels))
+        place = np.empty(len(labels))  # in the line of its class, from 0 to 1
+        for label in range(self.num_classes):
+            members = shuffled[labels[shuffled] == label]
+            place[members] = np.arange(len(members)) / max(1, len(members))
+        rows = np.sort(np.argsort(place, kind="stable")[:num_labels])
+        return replace(self, train=self.train.take(rows))
 
     def summary(self):
         """Return a DataFrame: for each split its examples, groups, and share of each class."""
@@ -165,35 +172,55 @@ class CityTask:
             card: Path of the card.
 
         Returns:
-            CityTask, split by time. Between two splits lie a week and the horizon without
-            examples, so that no hour is seen by two splits.
+            CityTask, split by time. From the last target of a split to the first of the next
+            it is two weeks, as long as an input reaches back, so that two splits share no hour.
 
         Raises:
             ValueError: the file or an argument is not usable; the message names the line.
         """
         if target not in ("demand", "surprise"):
             raise ValueError(f"target is {target!r}; choose 'demand' or 'surprise'.")
-        if not 1 <= horizon <= HOURS_PER_WEEK:
+        if horizon not in range(1, HOURS_PER_WEEK + 1):  # this refuses 1.5, too
             raise ValueError(f"horizon is {horizon} hours; choose 1 to {HOURS_PER_WEEK}.")
+        horizon = int(horizon)
         counts = source if isinstance(source, pd.DataFrame) else read_counts(source)
         name = name or (Path(source).stem if not isinstance(source, pd.DataFrame) else "counts")
-        hours = counts.index
-        if bounds is None:
-            bounds = [hours[int(len(hours) * share)] for share in (0, 0.6, 0.8)] + [hours[-1]]
-        bounds = pd.DatetimeIndex(bounds)
-        needed = bounds[0] + pd.Timedelta(hours=3 * HOURS_PER_WEEK)
-        if not bounds.is_monotonic_increasing or bounds[1] < needed:
+        steps = np.diff(counts.index) if isinstance(counts.index, pd.DatetimeIndex) else np.zeros(1)
+        if (steps != np.timedelta64(1, "h")).any() or "traffic_volume" not in counts:
             raise ValueError(
-                f"{name}: the splits need four rising dates with three weeks or more of "
-                f"training, not {[str(day.date()) for day in bounds]}."
+                f"{name}: the counts need a row for every hour and a column 'traffic_volume'; "
+                "citynb.data.read_counts makes them from a CSV file."
             )
-
-        volume = counts["traffic_volume"]
+        # Hours before the first count could only be filled from the future.
+        counts = counts.loc[counts["traffic_volume"].first_valid_index() :]
+        hours, volume = counts.index, counts["traffic_volume"]
+        if bounds is None:
+            bounds = [hours[int(len(hours) * share)] for share in (0, 0.6, 0.8)]
+            bounds.append(hours[-1] + pd.Timedelta(hours=1))
+        bounds = pd.DatetimeIndex(bounds)
+        lengths = np.diff(bounds.to_numpy()) / np.timedelta64(HOURS_PER_WEEK, "h")
+        if len(bounds) != 4 or lengths[0] < 3 or min(lengths) <= 2:
+            raise ValueError(
+                f"{name}: the splits need four rising dates with three weeks or more of training "
+                "and more than two of validation and of test, not "
+                f"{', '.join(str(day) for day in bounds)}."
+            )
         in_training = (hours >= bounds[0]) & (hours < bounds[1])
         if capacity is None:
             capacity = float(volume[in_training].quantile(0.995))
+        if not 0 < capacity < np.inf:
+            raise ValueError(
+                f"{name}: the capacity is {capacity} vehicles an hour, from the counts of "
+                f"{bounds[0]} to {bounds[1]}. Choose other bounds, or give capacity=."
+            )
         hour_of_week = hours.dayofweek.to_numpy() * 24 + hours.hour.to_numpy()
         profile = volume[in_training].groupby(hour_of_week[in_training]).mean()
+        if profile.notna().sum() < HOURS_PER_WEEK:
+            never = min(set(range(HOURS_PER_WEEK)) - set(profile.dropna().index))
+            raise ValueError(
+                f"{name}: training has no count of {calendar.day_name[never // 24]} "
+                f"{never % 24}:00, so what is usual then is unknown. Train on more weeks."
+            )
         usual = pd.Series(profile.reindex(hour_of_week).to_numpy(), hours)
         filled = fill_gaps(volume)
 
@@ -214,13 +241,18 @@ class CityTask:
         parts = []
         for start, stop in zip(bounds[:-1], bounds[1:], strict=True):
             now = np.flatnonzero((hours >= start) & (hours < stop))
+            if len(now) == 0:
+                raise ValueError(
+                    f"{name}: there are no counts from {start} to {stop}; the file runs from "
+                    f"{hours[0]} to {hours[-1]}."
+                )
             now = now[(now >= now[0] + reach) & (now + horizon <= now[-1])]
             now = now[volume.notna().to_numpy()[now + horizon]]  # an empty hour is no label
             oldest = now - HOURS_PER_WEEK + 1
             pictures = np.stack(
                 [past[oldest], past[oldest + horizon - HOURS_PER_WEEK], profiles[oldest + horizon]],
                 axis=-1,
-            ).reshape(-1, 7, 24, 3)
+            ).reshape(len(now), 7, 24, 3)
             parts.append(
                 Split(
                     inputs=pictures,
@@ -290,8 +322,12 @@ def read_counts(path):
         ValueError: a column is missing, a cell is not a number, hours are unsorted,
             repeated or not on the hour, a count is negative, or no row is usable.
     """
-    frame = pd.read_csv(path, dtype=str, skipinitialspace=True)
     where = Path(path).name
+    try:
+        frame = pd.read_csv(path, dtype=str, skipinitialspace=True, skip_blank_lines=False)
+    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
+        raise ValueError(f"{where} is not a CSV file in UTF-8: {error}.") from error
+    frame = frame.dropna(how="all")  # blank lines; the index still counts them
     for column in ("datetime", "traffic_volume"):
         if column not in frame:
             near = difflib.get_close_matches(column, frame.columns, n=1)
@@ -299,18 +335,27 @@ def read_counts(path):
             raise ValueError(
                 f"{where} has no column {column!r}; it has {', '.join(frame.columns)}.{hint}"
             )
+    _refuse(
+        frame["datetime"].str.contains(r"Z|[+-]\d\d:?\d\d$", na=False),
+        where,
+        "the datetime has a time zone; write local time without one",
+    )
     hours = pd.to_datetime(frame.pop("datetime"), errors="coerce", format="ISO8601")
     _refuse(hours.isna(), where, "the datetime is not a date and time such as 2018-04-01 07:00:00")
     _refuse(hours != hours.dt.floor("h"), where, "the datetime is not on the hour; resample first")
     _refuse(hours.duplicated(), where, "the hour stands twice; keep one row for each hour")
-    _refuse(hours.diff() < pd.Timedelta(0), where, "the hour is before the row above; sort by datetime")
+    _refuse(
+        hours.diff() < pd.Timedelta(0), where, "the hour is before the row above; sort by datetime"
+    )
     columns = [c for c in ("traffic_volume", "temp", "rain_1h", "clouds_all") if c in frame]
     counts = pd.DataFrame(index=pd.DatetimeIndex(hours, name="datetime"))
     for column in columns:
         numbers = pd.to_numeric(frame[column], errors="coerce")
-        _refuse(numbers.isna() & frame[column].notna(), where, f"{column} is not a number")
+        unreadable = frame[column].notna() & ~np.isfinite(numbers)
+        _refuse(unreadable, where, f"{column} is not a number")
         counts[column] = numbers.to_numpy()
-    _refuse((counts["traffic_volume"] < 0).reset_index(drop=True), where, "a count is negative")
+        if column == "traffic_volume":
+            _refuse(numbers < 0, where, "a count is negative")
     if not counts["traffic_volume"].notna().any():
         raise ValueError(f"{where} has zero usable rows: no hour has a traffic_volume.")
     return counts.asfreq("h")
@@ -325,14 +370,13 @@ def fill_gaps(volume):
         volume: Series of vehicles an hour, one value for each hour, NaN where empty.
 
     Returns:
-        Series without NaN (hours before the first count take the first count).
+        Series; NaN only before the first count.
     """
-    filled = volume.copy()
-    for hour in np.flatnonzero(volume.isna()):
-        candidates = [hour - back for back in (HOURS_PER_WEEK, 24, 1) if hour >= back]
-        known = [filled.iloc[c] for c in candidates if pd.notna(filled.iloc[c])]
-        filled.iloc[hour] = known[0] if known else volume.dropna().iloc[0]
-    return filled
+    filled = volume.to_numpy(np.float64, copy=True)
+    for hour in np.flatnonzero(np.isnan(filled)):
+        past = [filled[hour - back] for back in (HOURS_PER_WEEK, 24, 1) if hour >= back]
+        filled[hour] = next((count for count in past if not np.isnan(count)), np.nan)
+    return pd.Series(filled, volume.index, name=volume.name)
 
 
 def verify(name):
@@ -388,7 +432,7 @@ def _counts_table(counts, filled, usual, horizon):
 def _refuse(bad, where, reason):
     """Raise for the first bad row, with the line number an editor shows (the header is line 1)."""
     if bad.any():
-        raise ValueError(f"{where}, line {int(np.argmax(bad)) + 2}: {reason}.")
+        raise ValueError(f"{where}, line {bad.idxmax() + 2}: {reason}.")
 
 
 def _check_split(where, split, class_names):
@@ -410,15 +454,20 @@ def _check_split(where, split, class_names):
         )
     if np.isnan(inputs).any():
         row = int(np.argwhere(np.isnan(inputs))[0][0])
-        raise ValueError(f"{where}: example {row} holds NaN. Fill or drop it before making the task.")
+        raise ValueError(
+            f"{where}: example {row} holds NaN. Fill or drop it before making the task."
+        )
     low, high = float(inputs.min()), float(inputs.max())
     if low < 0 or high > 1:
         raise ValueError(
             f"{where}: inputs span {low:.3g} to {high:.3g}; pictures lie in [0, 1]. Divide by 255 "
             "or by the capacity first."
         )
-    if not np.issubdtype(labels.dtype, np.integer):
-        raise ValueError(f"{where}: labels are {labels.dtype}; they are class indices, integers.")
+    if not np.issubdtype(labels.dtype, np.integer) or labels.ndim != 1:
+        raise ValueError(
+            f"{where}: labels are {labels.dtype} of the shape {labels.shape}; they are class "
+            "indices, integers of the shape (examples,)."
+        )
     if labels.min() < 0 or labels.max() >= len(class_names):
         raise ValueError(
             f"{where}: labels run from {labels.min()} to {labels.max()}, but there are "
