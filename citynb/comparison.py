@@ -5,7 +5,13 @@ import difflib
 import numpy as np
 import pandas as pd
 
-from citynb.evaluation import METRICS, Evaluation, _bootstrap_weights, _sums_by_group, metrics_from_sums
+from citynb.evaluation import (
+    METRICS,
+    Evaluation,
+    _bootstrap_weights,
+    _sums_by_group,
+    metrics_from_sums,
+)
 
 
 def compare(evaluations, reference, *, metric="macro_f1", seconds=None, resamples=2000, seed=0):
@@ -28,11 +34,12 @@ def compare(evaluations, reference, *, metric="macro_f1", seconds=None, resample
     Returns:
         DataFrame, a row for each name: the metric's mean over seeds, `spread` (their
         standard deviation), `seeds`, `difference` to the reference with `low` and `high`,
-        and `verdict`.
+        and `verdict`: `"reference"`, `"better"`, `"worse"`, `"not separated"`, or
+        `"not measured"` (one group only, or no probabilities to calibrate).
 
     Raises:
-        ValueError: the reference or the metric is unknown, or the evaluations are of
-            different examples.
+        ValueError: the reference or the metric is unknown, a name has no evaluation, or the
+            evaluations are of different examples.
     """
     if reference not in evaluations:
         near = difflib.get_close_matches(str(reference), evaluations, n=1, cutoff=0.0)
@@ -47,6 +54,9 @@ def compare(evaluations, reference, *, metric="macro_f1", seconds=None, resample
         name: [found] if isinstance(found, Evaluation) else list(found)
         for name, found in evaluations.items()
     }
+    for name, found in runs.items():
+        if not found or not all(isinstance(run, Evaluation) for run in found):
+            raise ValueError(f"{name!r} needs what citynb.evaluate returns, one or a list of them.")
     anchor = runs[reference][0]
     for name, found in runs.items():
         for run in found:
@@ -59,7 +69,8 @@ def compare(evaluations, reference, *, metric="macro_f1", seconds=None, resample
                     "evaluate both on the same split of the same task."
                 )
 
-    days = _bootstrap_weights(len(np.unique(anchor.groups)), resamples, seed)
+    groups = len(np.unique(anchor.groups))
+    days = _bootstrap_weights(groups, resamples, seed)
     rng = np.random.default_rng(seed + 1)
     scores, samples = {}, {}
     for name, found in runs.items():
@@ -67,7 +78,7 @@ def compare(evaluations, reference, *, metric="macro_f1", seconds=None, resample
         for run in found:
             sums = _sums_by_group(
                 run.probabilities.argmax(-1), run.probabilities, run.labels, run.groups
-            )[:2]
+            )
             of_seed.append(metrics_from_sums(*(np.tensordot(days, s, 1) for s in sums))[metric])
         drawn = rng.integers(len(found), size=(len(found), resamples))
         samples[name] = np.take_along_axis(np.stack(of_seed), drawn, 0).mean(0)
@@ -76,15 +87,19 @@ def compare(evaluations, reference, *, metric="macro_f1", seconds=None, resample
     rows = {}
     sign = -1 if metric == "expected_calibration_error" else 1
     for name, values in scores.items():
-        difference = samples[name] - samples[reference]
-        low, high = np.percentile(difference, (2.5, 97.5))
-        gain_low, gain_high = sorted((sign * low, sign * high))
-        verdict = "better" if gain_low > 0 else "worse" if gain_high < 0 else "not separated"
+        difference = values.mean() - scores[reference].mean()
+        low, high = np.percentile(samples[name] - samples[reference], (2.5, 97.5))
+        if np.isnan(difference) or groups == 1:
+            low, high, verdict = np.nan, np.nan, "not measured"
+        elif low <= 0 <= high:
+            verdict = "not separated"
+        else:
+            verdict = "better" if sign * low > 0 else "worse"
         rows[name] = {
             metric: values.mean(),
             "spread": values.std(ddof=1) if len(values) > 1 else np.nan,
             "seeds": len(values),
-            "difference": values.mean() - scores[reference].mean(),
+            "difference": difference,
             "low": low,
             "high": high,
             "verdict": "reference" if name == reference else verdict,

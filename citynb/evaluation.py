@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+import keras
 import numpy as np
 import pandas as pd
 
@@ -23,7 +24,8 @@ class Evaluation:
         expected_calibration_error: float, the mean distance of confidence and accuracy in
             15 bins (Guo et al. 2017); NaN when there are labels but no probabilities.
         intervals: dict, metric to (low, high): 95 percent, from a bootstrap that resamples
-            groups (days, junctions), because examples of one group are not independent.
+            groups (days, junctions), because examples of one group are not independent
+            (Cameron, Gelbach and Miller 2008). NaN when there is only one group.
         confusion: DataFrame (true class, predicted class), counts.
         probabilities: float array (n, classes).
         labels, groups: arrays (n,), of the split.
@@ -44,8 +46,10 @@ class Evaluation:
     def table(self):
         """Return a DataFrame: each metric with its value and its interval."""
         rows = {m: (getattr(self, m), *self.intervals[m]) for m in METRICS}
-        rows |= {f"recall of {name}": (value, *self.intervals[f"recall of {name}"])
-                 for name, value in self.recall.items()}
+        rows |= {
+            f"recall of {name}": (value, *self.intervals[f"recall of {name}"])
+            for name, value in self.recall.items()
+        }
         return pd.DataFrame.from_dict(rows, orient="index", columns=["value", "low", "high"])
 
     def _repr_html_(self):
@@ -56,8 +60,8 @@ def evaluate(model, task, split="validation", *, name=None, resamples=1000, seed
     """Measure predictions on one split.
 
     Args:
-        model: a keras.Model with logits (its inputs are the pictures); or a fitted
-            scikit-learn classifier (its inputs are the table); or an array of
+        model: a keras.Model with logits or probabilities (its inputs are the pictures); or a
+            fitted scikit-learn classifier (its inputs are the table); or an array of
             probabilities (n, classes), or of predicted labels (n,).
         task: CityTask.
         split: `"train"`, `"validation"` or `"test"`. Choose on validation, and ask for
@@ -78,18 +82,21 @@ def evaluate(model, task, split="validation", *, name=None, resamples=1000, seed
     part = getattr(task, split)
     probabilities, certain = _probabilities(model, part, task)
     predictions = probabilities.argmax(-1)
-    confusions, calibration, _ = _sums_by_group(predictions, probabilities, part.labels, part.groups)
+    confusions, calibration = _sums_by_group(predictions, probabilities, part.labels, part.groups)
     weights = _bootstrap_weights(len(confusions), resamples, seed)
     metrics = metrics_from_sums(confusions.sum(0), calibration.sum(0))
     samples = metrics_from_sums(
         np.tensordot(weights, confusions, 1), np.tensordot(weights, calibration, 1)
     )
-    intervals = {metric: tuple(np.nanpercentile(samples[metric], (2.5, 97.5))) for metric in METRICS}
-    for index, class_name in enumerate(task.class_names):
-        recalls = samples["recall"][:, index]
-        known = recalls[~np.isnan(recalls)]
-        low, high = np.percentile(known, (2.5, 97.5)) if known.size else (np.nan, np.nan)
-        intervals[f"recall of {class_name}"] = (low, high)
+    drawn = {metric: samples[metric] for metric in METRICS}
+    for class_name, recall in zip(task.class_names, samples["recall"].T, strict=True):
+        drawn[f"recall of {class_name}"] = recall[~np.isnan(recall)]
+    intervals = {
+        metric: tuple(np.percentile(values, (2.5, 97.5)).tolist())
+        if values.size and len(confusions) > 1  # one group says nothing about the next
+        else (np.nan, np.nan)
+        for metric, values in drawn.items()
+    }
     if certain:
         metrics["expected_calibration_error"] = np.nan
         intervals["expected_calibration_error"] = (np.nan, np.nan)
@@ -123,7 +130,7 @@ def metrics_from_sums(confusion, calibration):
     hits = np.diagonal(confusion, axis1=-2, axis2=-1)
     actual, predicted = confusion.sum(-1), confusion.sum(-2)
     with np.errstate(invalid="ignore", divide="ignore"):
-        f1 = np.nan_to_num(2 * hits / (actual + predicted))
+        f1 = 2 * hits / (actual + predicted)
         recall = hits / actual
         levels = np.arange(confusion.shape[-1])
         cost = (levels[:, None] - levels) ** 2
@@ -132,7 +139,9 @@ def metrics_from_sums(confusion, calibration):
         count, confidence, correct = np.moveaxis(calibration, -1, 0)
     return {
         "accuracy": hits.sum(-1) / total,
-        "macro_f1": f1.mean(-1),
+        # As in scikit-learn, a class that is neither there nor predicted does not count; a
+        # resample without a rare class would otherwise pull the interval down.
+        "macro_f1": np.nanmean(f1, -1),
         "recall": recall,
         "quadratic_kappa": np.nan_to_num(kappa),
         "expected_calibration_error": np.abs(confidence - correct).sum(-1) / count.sum(-1),
@@ -142,13 +151,27 @@ def metrics_from_sums(confusion, calibration):
 def _probabilities(model, part, task):
     """Return probabilities (n, classes), and whether they are only labels made certain."""
     shape = (len(part), task.num_classes)
-    if hasattr(model, "predict_proba"):
-        found = np.zeros(shape)
+    if isinstance(model, keras.Model):
+        found = np.asarray(model.predict(part.inputs, batch_size=256, verbose=0), np.float64)
+        if not np.isfinite(found).all():
+            row = int(np.argwhere(~np.isfinite(found))[0][0])
+            raise ValueError(
+                f"{model.name} gives NaN or infinity for example {row}: its weights are damaged "
+                "or its training went wrong. Start again from the pretrained weights."
+            )
+        if found.min() < 0 or np.abs(found.sum(-1) - 1).max() > 1e-3:  # logits
+            found = np.exp(found - found.max(-1, keepdims=True))
+            found /= found.sum(-1, keepdims=True)
+    elif hasattr(model, "predict_proba"):
+        if not set(model.classes_) <= set(range(task.num_classes)):
+            raise ValueError(
+                f"The classifier was fitted on the classes {list(model.classes_)}; {task.name} "
+                f"has 0 to {task.num_classes - 1}. Fit it on task.train.labels."
+            )
+        found = np.zeros(shape)  # a class that it never saw gets 0
         found[:, np.asarray(model.classes_, int)] = model.predict_proba(part.table)
-    elif hasattr(model, "predict"):
-        logits = np.asarray(model.predict(part.inputs, batch_size=256, verbose=0), np.float64)
-        found = np.exp(logits - logits.max(-1, keepdims=True))
-        found /= found.sum(-1, keepdims=True)
+    elif hasattr(model, "predict"):  # a scikit-learn classifier without probabilities
+        found = np.asarray(model.predict(part.table))
     else:
         found = np.asarray(model)
     if found.shape == shape[:1] and np.issubdtype(found.dtype, np.integer):
@@ -180,7 +203,7 @@ def _sums_by_group(predictions, probabilities, labels, groups):
     calibration = np.zeros((len(names), CALIBRATION_BINS, 3))
     values = np.stack([np.ones_like(confidence), confidence, predictions == labels], -1)
     np.add.at(calibration, (group, bins), values)
-    return confusions, calibration, names
+    return confusions, calibration
 
 
 def _bootstrap_weights(groups, resamples, seed):
