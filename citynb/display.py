@@ -2,6 +2,8 @@
 
 import io
 import os
+import re
+import string
 
 import matplotlib.pyplot as plt
 from IPython.display import Markdown, display
@@ -51,10 +53,11 @@ def say(template, **values):
     Raises:
         ValueError: the template asks for a value that was not given, or one given is not used.
     """
-    import string
-
-    fields = {name.split(".")[0].split("[")[0]
-              for _, name, _, _ in string.Formatter().parse(template) if name}
+    fields = {
+        name.split(".")[0].split("[")[0]
+        for _, name, _, _ in string.Formatter().parse(template)
+        if name is not None
+    }
     missing, unused = fields - values.keys(), values.keys() - fields
     if missing or unused:
         raise ValueError(
@@ -80,13 +83,17 @@ def show_figure(figure, *, name, caption, alt):
     Raises:
         ValueError: the name, the caption or the alt text is missing, or the plot has a title.
     """
-    if not name.startswith("fig-") or not name.islower() or " " in name:
+    if not re.fullmatch(r"fig(-[a-z0-9]+)+", name):
         raise ValueError(f"show_figure(): the name {name!r} must look like 'fig-week-of-traffic'.")
     for field, text in {"caption": caption, "alt": alt}.items():
         if len(text.split()) < 4:
             raise ValueError(f"show_figure(): {name} needs a {field} of a sentence, not {text!r}.")
-    if figure.get_suptitle():
-        raise ValueError(f"show_figure(): {name} has a title inside the plot; put it in the caption.")
+    panels = [axes for axes in figure.axes if axes.get_label() != "<colorbar>"]
+    # With several panels a title names the panel; with one it repeats the caption.
+    if figure.get_suptitle() or (len(panels) == 1 and panels[0].get_title()):
+        raise ValueError(
+            f"show_figure(): {name} has a title inside the plot; put it in the caption."
+        )
 
     png = io.BytesIO()
     figure.savefig(png, format="png", dpi=110, bbox_inches="tight", metadata={"Software": None})

@@ -20,10 +20,16 @@ def classifier(backbone, num_classes, *, input_shape=None, dropout=0.0, seed=0):
         Its last layer is called `head`; the layer before is the backbone.
 
     Raises:
-        ValueError: fewer than two classes, or pictures of another number of channels.
+        ValueError: fewer than two classes, pictures of another number of channels, or a
+            backbone that returns maps instead of vectors.
     """
     if num_classes < 2:
         raise ValueError(f"classifier() needs two classes or more, not {num_classes}.")
+    if len(backbone.output_shape) != 2:
+        raise ValueError(
+            f"{backbone.name} returns {backbone.output_shape}; a head takes features "
+            "(batch, d). End it with keras.layers.GlobalAveragePooling2D()."
+        )
     wanted = backbone.input_shape[1:]
     shape = tuple(input_shape or wanted)
     if len(shape) != 3 or shape[-1] != wanted[-1]:
@@ -71,6 +77,9 @@ def freeze(layer, *, batch_norm_only=False):
 
     Returns:
         The same layer.
+
+    Raises:
+        AttributeError: `layer` is not a Keras layer.
     """
     layer.trainable = batch_norm_only
     if batch_norm_only:
