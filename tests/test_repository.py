@@ -79,7 +79,7 @@ def test_parts_follow_the_article():
 def test_map_is_up_to_date(name):
     text = read(name)
     assert text == with_map(text, table(PLACES[name])), "run `python tools/contents.py`"
-    assert text.count("## The map") == 1 and "| the article | the book |" in text
+    assert text.count("## The map") == 1 and "| The article | The book |" in text
 
 
 def test_lock_holds_every_pin():

@@ -43,7 +43,7 @@ def title(file, root=ROOT):
 
 def table(link, root=ROOT):
     """Return the map as a Markdown table. `link` makes a link's target from a page's file."""
-    rows = ["| the article | the book |", "|---|---|"]
+    rows = ["| The article | The book |", "|---|---|"]
     files = [file for _, files in toc_parts(root) for file in files]
     for folder, section in SECTIONS.items():
         pages = [file for file in files if file.startswith(f"chapters/{folder}/")]
