@@ -65,7 +65,7 @@ def test_fresh_weights_need_no_download(name, monkeypatch, tmp_path):
 
 def test_resnet50v2_sees_its_own_scale():
     model = backbone("resnet50v2", 64, weights=None)
-    scaled = keras.Model(model.inputs, model.layers[1].output)
+    scaled = keras.Model(model.input, model.layers[1].output)
     np.testing.assert_allclose(scaled(np.full((1, 64, 64, 3), 0.25, "float32")), -0.5)
     assert model.count_params() == 23_564_800
     norms = [x for x in model.layers if isinstance(x, keras.layers.BatchNormalization)]
