@@ -312,7 +312,8 @@ def read_counts(path):
     Args:
         path: CSV file with the columns `datetime` (local time, on the hour) and
             `traffic_volume` (vehicles an hour, empty where not measured), and, where known,
-            `temp` (kelvin), `rain_1h` (millimeters), `clouds_all` (percent).
+            `temp` (kelvin), `rain_1h` (millimeters), `clouds_all` (percent) and `weather_main`
+            (a word such as Snow).
 
     Returns:
         DataFrame indexed by every hour from the first to the last; an hour that the file
@@ -356,6 +357,8 @@ def read_counts(path):
         counts[column] = numbers.to_numpy()
         if column == "traffic_volume":
             _refuse(numbers < 0, where, "a count is negative")
+    if "weather_main" in frame:
+        counts["weather_main"] = frame["weather_main"].to_numpy()
     if not counts["traffic_volume"].notna().any():
         raise ValueError(f"{where} has zero usable rows: no hour has a traffic_volume.")
     return counts.asfreq("h")
@@ -425,7 +428,12 @@ def _counts_table(counts, filled, usual, horizon):
     table["hour"], table["day of week"], table["month"] = ahead.hour, ahead.dayofweek, ahead.month
     table["holiday"] = ahead.normalize().isin(holidays)
     for column in counts.columns.drop("traffic_volume"):
-        table[f"{column} now"] = counts[column].ffill()
+        newest = counts[column].ffill()
+        if column == "weather_main":
+            table["snow now"] = newest == "Snow"
+            table["mist, fog or haze now"] = newest.isin(["Mist", "Fog", "Haze"])
+        else:
+            table[f"{column} now"] = newest
     return table.astype(np.float32)
 
 
