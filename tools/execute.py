@@ -34,6 +34,7 @@ CELL_TIMEOUT = 300  # seconds
 KERNEL_ENVIRONMENT = {
     "CITYNB_BOOK": "1",  # figures leave their caption to the book
     "CITYNB_PROFILE": "cpu",
+    "OMP_NUM_THREADS": "1",  # scikit-learn's trees: threads that wait for a busy core cost more
     "CUDA_VISIBLE_DEVICES": "-1",  # the committed numbers are those of a CPU
     "TF_CPP_MIN_LOG_LEVEL": "3",
     "PYTHONPATH": str(ROOT),  # this checkout's citynb, whatever is installed
