@@ -45,7 +45,9 @@ def classifier(backbone, num_classes, *, input_shape=None, dropout=0.0, seed=0):
                 f"{backbone.name} has no fixed picture size to enlarge {shape} to; "
                 "choose one with citynb.backbone(name, image_size=64)."
             )
-        pictures = keras.layers.Resizing(*wanted[:2], interpolation="nearest")(inputs)
+        # Not keras.layers.Resizing: its `training=True` by default leaks into the layers behind
+        # it (Keras 3.15), so that model(pictures) would run BatchNorm in training mode.
+        pictures = keras.ops.image.resize(inputs, wanted[:2], interpolation="nearest")
     head = keras.Sequential(
         [
             keras.Input(backbone.output_shape[1:]),
