@@ -18,8 +18,8 @@ def compare(evaluations, reference, *, metric="macro_f1", seconds=None, resample
     """Compare models on the same examples, with the interval of the paired difference.
 
     Two models see the same days, so their scores rise and fall together; the difference is
-    steadier than either. Each resample draws groups and, where a model was trained with
-    several seeds, also seeds. A difference is called better or worse only when its 95
+    steadier than either (paired bootstrap, Koehn 2004). Each resample draws groups and, where
+    a model was trained with several seeds, also seeds (Bouthillier et al. 2021). A difference is called better or worse only when its 95
     percent interval excludes zero.
 
     Args:

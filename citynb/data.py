@@ -158,7 +158,9 @@ class CityTask:
         An input is a picture of 7 days by 24 hours with three channels, all volume over
         capacity: the week that ends now; the week that ends at the same hour as the target,
         one week before it; and the hour-of-the-week profile of the training years for the
-        week that ends at the target. The last row's last pixel is the newest hour.
+        week that ends at the target. The last row's last pixel is the newest hour. The levels
+        of demand are the levels of service A, B, C and worse of a 70 mph freeway (Highway
+        Capacity Manual 1985, table 3-1).
 
         Args:
             source: path of a CSV file, or a DataFrame as `read_counts` returns it.
@@ -213,7 +215,7 @@ class CityTask:
                 f"{name}: the capacity is {capacity} vehicles an hour, from the counts of "
                 f"{bounds[0]} to {bounds[1]}. Choose other bounds, or give capacity=."
             )
-        hour_of_week = hours.dayofweek.to_numpy() * 24 + hours.hour.to_numpy()
+        hour_of_week = hours.day_of_week.to_numpy() * 24 + hours.hour.to_numpy()
         profile = volume[in_training].groupby(hour_of_week[in_training]).mean()
         if profile.notna().sum() < HOURS_PER_WEEK:
             never = min(set(range(HOURS_PER_WEEK)) - set(profile.dropna().index))
@@ -425,7 +427,7 @@ def _counts_table(counts, filled, usual, horizon):
     columns["last 24 h minus usual"] = (filled - usual).rolling(24).mean()
     table = pd.DataFrame(columns)
     # Beyond the last hour the usual volume is not needed: those rows have no label.
-    table["hour"], table["day of week"], table["month"] = ahead.hour, ahead.dayofweek, ahead.month
+    table["hour"], table["day of week"], table["month"] = ahead.hour, ahead.day_of_week, ahead.month
     table["holiday"] = ahead.normalize().isin(holidays)
     for column in counts.columns.drop("traffic_volume"):
         newest = counts[column].ffill()

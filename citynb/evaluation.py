@@ -57,7 +57,11 @@ class Evaluation:
 
 
 def evaluate(model, task, split="validation", *, name=None, resamples=1000, seed=0):
-    """Measure predictions on one split.
+    """Measure predictions on one split; the sources of the metrics stand in `Evaluation`.
+
+    The intervals come from a bootstrap that resamples groups (Cameron, Gelbach and Miller
+    2008) with the predictions as they are: they say how sure the score of this model is, not
+    how it would change with another training. `citynb.compare` takes several seeds for that.
 
     Args:
         model: a keras.Model with logits or probabilities (its inputs are the pictures); or a

@@ -74,7 +74,7 @@ def freeze(layer, *, batch_norm_only=False):
 
     Args:
         layer: keras.Layer or keras.Model; changed in place. Compile the model after it.
-        batch_norm_only: False freezes everything. True makes all weights trainable but
+        batch_norm_only: bool. False freezes everything. True makes all weights trainable but
             those of BatchNorm, whose statistics then stay as they were pretrained.
 
     Returns:

@@ -1,0 +1,419 @@
+"""fine_tune(): what moves, by how much, what stops it, and that it goes on where it stopped."""
+
+import os
+import resource
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from hub_server import save_reusable, tiny_resnet
+
+import citynb
+
+QUIET = dict(progress=False, validate=False)
+FULL = dict(QUIET, batch_size=24, schedule="constant", weight_decay=0.0)  # one step an epoch
+
+
+def assert_same(found, wanted, but=(), **tolerance):
+    for (path, one), other in zip(found.items(), wanted.values(), strict=True):
+        if not any(part in path for part in but):
+            np.testing.assert_allclose(one, other, err_msg=path, **(tolerance or {"atol": 1e-6}))
+
+
+# --- What is computed -------------------------------------------------------------------------
+
+
+def test_head_phase_equals_training_the_head_of_the_frozen_network(make_task, make_model, values):
+    task, model, usual = make_task(), make_model(), make_model()
+    before = values(model)
+    citynb.fine_tune(
+        model, task, head_epochs=4, epochs=0, optimizer="sgd", head_learning_rate=0.5, **FULL
+    )
+    citynb.freeze(usual.layers[-2])
+    usual.compile(
+        keras.optimizers.SGD(0.5, momentum=0.9),
+        keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+    )
+    for _ in range(4):
+        usual.train_on_batch(task.train.inputs, task.train.labels)
+    assert_same(values(model), values(usual), but=["seed"], rtol=1e-5, atol=1e-6)
+    for path, value in values(model).items():
+        assert np.array_equal(value, before[path]) == ("head" not in path)
+
+
+@pytest.mark.parametrize("batch_norm", ["frozen", "train"])
+def test_batch_norm(make_task, make_model, values, batch_norm):
+    model = make_model()
+    before = values(model)
+    citynb.fine_tune(model, make_task(), head_epochs=1, epochs=1, batch_norm=batch_norm, **QUIET)
+    for path, value in values(model).items():
+        if any(part in path for part in ("gamma", "beta", "moving")):
+            assert np.array_equal(value, before[path]) == (batch_norm == "frozen"), path
+        elif "seed" not in path:
+            assert not np.array_equal(value, before[path]), path
+
+
+def test_batch_norm_of_a_hub_model(make_task, tmp_path, values):
+    save_reusable(tiny_resnet(4), tmp_path)
+    pictures = keras.Input((8, 8, 3))
+    body = keras.Model(pictures, citynb.HubLayer(tmp_path, name="hub")(pictures))
+    model = citynb.classifier(body, 3)
+    for batch_norm, moves in (("frozen", False), ("train", True)):
+        before = values(model)
+        citynb.fine_tune(
+            model, make_task(), head_epochs=0, epochs=1, batch_norm=batch_norm, **QUIET
+        )
+        for path, value in values(model).items():
+            if "moving" in path:
+                assert np.array_equal(value, before[path]) != moves, path
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_weight_decay_is_decoupled_and_on_kernels_only(make_task, make_model, values, optimizer):
+    ends = []
+    for decay in (0.0, 0.1):
+        model = make_model()
+        before = values(model)
+        options = {**FULL, "optimizer": optimizer, "weight_decay": decay, "batch_norm": "train"}
+        citynb.fine_tune(model, make_task(), head_epochs=0, epochs=1, learning_rate=0.2, **options)
+        ends.append(values(model))
+    for path, value in before.items():
+        shrunk = 0.2 * 0.1 * value if "kernel" in path else 0 * value
+        np.testing.assert_allclose(ends[0][path] - ends[1][path], shrunk, atol=2e-6, err_msg=path)
+
+
+def test_l2_sp_balances_the_gradient(make_task):
+    """Where training ends, gradient + l2_sp * (w - w_start) = 0 in a linear backbone."""
+    keras.utils.set_random_seed(0)
+    task = make_task()
+    linear = keras.Sequential(
+        [keras.Input((8, 8, 3)), keras.layers.Flatten(), keras.layers.Dense(4)]
+    )
+    model = citynb.classifier(linear, 3)
+    (start, _) = linear.get_weights()
+    citynb.fine_tune(
+        model,
+        task,
+        head_epochs=0,
+        epochs=150,
+        optimizer="sgd",
+        learning_rate=0.02,
+        l2_sp=5.0,
+        **FULL,
+    )
+    with tf.GradientTape() as tape:
+        logits = model(task.train.inputs, training=False)
+        loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)(
+            task.train.labels, logits
+        )
+    gradient = tape.gradient(loss, linear.trainable_variables[0].value).numpy()
+    moved = linear.get_weights()[0] - start
+    assert np.abs(moved).max() > 1e-3
+    np.testing.assert_allclose(moved, -gradient / 5.0, atol=0.02 * np.abs(moved).max())
+
+
+def test_schedules(make_task, make_model):
+    run = dict(head_epochs=0, learning_rate=0.01, **{**QUIET, "batch_size": 8})  # 3 steps an epoch
+    cosine = citynb.fine_tune(make_model(), make_task(), epochs=10, **run).history
+    done = 3 * np.arange(1, 11)  # of 30 steps, 3 to warm up
+    wanted = 0.005 * (1 + np.cos(np.pi * (done - 3) / 27))
+    np.testing.assert_allclose(cosine["learning_rate"], wanted, atol=1e-7)
+    constant = citynb.fine_tune(make_model(), make_task(), epochs=2, schedule="constant", **run)
+    np.testing.assert_allclose(constant.history["learning_rate"], 0.01)
+
+
+def test_the_first_step_of_the_cosine_counts(make_task, make_model, values):
+    model, task = make_model(), make_task()
+    before = values(model)
+    options = {**FULL, "schedule": "cosine"}
+    citynb.fine_tune(model, task, head_epochs=0, epochs=1, learning_rate=0.1, **options)
+    assert np.abs(values(model)["conv/kernel"] - before["conv/kernel"]).max() > 0.01
+
+
+def test_it_learns_and_tells(make_task, make_model, capsys):
+    task, model = make_task(examples=60), make_model(dropout=0.1)
+    run = citynb.fine_tune(
+        model, task, head_epochs=60, epochs=4, learning_rate=1e-2, head_learning_rate=0.05
+    )
+    history = run.history
+    assert list(history["phase"]) == ["head"] * 60 + ["network"] * 4
+    assert list(history["epoch"]) == [*range(1, 61), 1, 2, 3, 4]
+    assert history["loss"].iloc[-1] < 0.8 * history["loss"].iloc[0]
+    report = citynb.evaluate(model, task, "validation")
+    assert report.accuracy > 0.6
+    assert history["validation_accuracy"].iloc[-1] == pytest.approx(report.accuracy)
+    assert run.seconds > 0 and run.settings["learning_rate"] == 1e-2
+    shown = capsys.readouterr().err
+    assert "head" in shown and "network" in shown and "epoch=4/4" in shown
+
+
+def test_one_seed_one_result(make_task, make_model, values):
+    ends = []
+    for seed in (1, 1, 2):
+        model = make_model(dropout=0.5)
+        options = dict(QUIET, batch_size=5, epochs=1, seed=seed)
+        citynb.fine_tune(model, make_task(), head_epochs=1, learning_rate=0.01, **options)
+        ends.append(values(model)["conv/kernel"])
+    np.testing.assert_array_equal(ends[0], ends[1])
+    assert not np.allclose(ends[0], ends[2], atol=1e-6)
+
+
+@pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16"])
+def test_half_precision(make_task, make_model, policy):
+    keras.config.set_dtype_policy(policy)
+    try:
+        model = make_model()
+        run = citynb.fine_tune(
+            model,
+            make_task(),
+            head_epochs=2,
+            epochs=3,
+            head_learning_rate=0.1,
+            learning_rate=0.02,
+            **FULL,
+        )
+    finally:
+        keras.config.set_dtype_policy("float32")
+    loss = run.history["loss"].to_numpy()
+    assert np.isfinite(loss).all() and loss[-1] < loss[0]
+
+
+# --- What is refused --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ({"optimizer": "adam"}, "optimizer is 'adam'; choose one of sgd, adamw"),
+        ({"schedule": "linear"}, "schedule is 'linear'; choose one of cosine, constant"),
+        ({"batch_norm": True}, "batch_norm is True; choose one of frozen, train"),
+        ({"epochs": -1}, "epochs is -1; it must be finite and 0 or more"),
+        ({"batch_size": 0}, "batch_size is 0; it must be finite and 1 or more"),
+        ({"learning_rate": np.nan}, "learning_rate is nan"),
+        ({"l2_sp": np.inf}, "l2_sp is inf"),
+    ],
+)
+def test_refuses_arguments(make_task, make_model, argument, message):
+    with pytest.raises(ValueError, match=message):
+        citynb.fine_tune(make_model(), make_task(), **argument)
+
+
+def test_refuses_models_that_do_not_fit(make_task, make_model):
+    with pytest.raises(ValueError, match=r"head has 4 outputs, but toy has 3 classes \('level 0'"):
+        citynb.fine_tune(make_model(classes=4), make_task())
+    with pytest.raises(ValueError, match=r"takes pictures \(8, 8, 3\), the task has \(8, 9, 3\)"):
+        citynb.fine_tune(make_model(), make_task(shape=(8, 9, 3)))
+    with pytest.raises(ValueError, match="tiny has no layer called 'head'"):
+        citynb.fine_tune(make_model().layers[-2], make_task())
+
+
+# --- What goes wrong on the way ---------------------------------------------------------------
+
+
+def test_nan_stops_at_once_and_leaves_the_step_before(make_task, make_model, values):
+    model, seen = make_model(dropout=0.5), []
+
+    def third_batch_is_broken(pictures):
+        seen.append(values(model))
+        return pictures + np.float32(np.nan) if len(seen) == 3 else pictures
+
+    options = dict(QUIET, batch_size=10, batch_norm="train", augment=third_batch_is_broken)
+    message = (
+        "loss is nan.*'network', epoch 1, step 3 of 3, at learning rate 0.05.*"
+        r"example \d+ holds NaN.*augmentation.*step before"
+    )
+    with pytest.raises(FloatingPointError, match=message):
+        citynb.fine_tune(
+            model, make_task(), head_epochs=0, schedule="constant", learning_rate=0.05, **options
+        )
+    assert len(seen) == 3
+    after = values(model)
+    for path, value in seen[2].items():  # statistics of BatchNorm and seeds of dropout, too
+        np.testing.assert_array_equal(after[path], value, err_msg=path)
+    assert not np.array_equal(seen[2]["conv/kernel"], seen[0]["conv/kernel"])
+
+
+def test_a_step_too_large_is_named(make_task, make_model, values):
+    model = make_model()
+    with pytest.raises(FloatingPointError, match="step before was too large: lower the learning"):
+        citynb.fine_tune(model, make_task(), head_epochs=0, learning_rate=1e30, **FULL)
+    assert all(np.isfinite(value).all() for value in values(model).values())
+
+
+def test_a_broken_weight_is_named(make_task, make_model):
+    model = make_model()
+    model.layers[-2].get_layer("conv").bias.assign(np.full(6, np.nan))
+    message = "features of training example 0 are not finite. The weight conv/bias is not finite"
+    with pytest.raises(FloatingPointError, match=message):
+        citynb.fine_tune(model, make_task(), **QUIET)
+
+
+# --- Interruption and resumption --------------------------------------------------------------
+
+LONG = dict(
+    head_epochs=2, epochs=2, batch_size=8, optimizer="sgd", learning_rate=0.05, l2_sp=2.0,
+    head_learning_rate=0.1, batch_norm="train", **QUIET,
+)  # fmt: skip
+
+
+class Flips:
+    """A random augmentation with a state, that stops the program before its n-th batch."""
+
+    def __init__(self, stop_at=None, how=None):
+        self.layer = keras.layers.RandomFlip(seed=3)
+        self.variables = self.layer.variables
+        self.calls, self.stop_at, self.how = 0, stop_at, how
+
+    def __call__(self, pictures):
+        self.calls += 1
+        if self.calls == self.stop_at:
+            self.how()
+        return self.layer(pictures)
+
+
+def press_stop():
+    raise KeyboardInterrupt
+
+
+def kill():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(make_task, make_model):
+    model = make_model(dropout=0.5)
+    run = citynb.fine_tune(model, make_task(), augment=Flips(), **LONG)
+    return {v.path: v.numpy() for v in model.variables}, run.history
+
+
+def finish(folder, uninterrupted, make_task, values, model):
+    """Resume; the weights and the history must be those of the training that never stopped."""
+    run = citynb.fine_tune(model, make_task(), augment=Flips(), checkpoint=folder, **LONG)
+    assert_same(values(model), uninterrupted[0])
+    assert list(run.history) == list(uninterrupted[1])
+    np.testing.assert_allclose(run.history["loss"], uninterrupted[1]["loss"], atol=1e-6)
+    assert [path.name for path in Path(folder).iterdir()] == ["state.npz"]
+    return run
+
+
+@pytest.mark.parametrize("stop_at", [2, 5])  # in the network's first and second epoch of 3 steps
+def test_resume_in_the_same_notebook(
+    make_task, make_model, values, uninterrupted, tmp_path, stop_at
+):
+    model, flips = make_model(dropout=0.5), Flips(stop_at, press_stop)
+    with pytest.raises(KeyboardInterrupt) as stopped:
+        citynb.fine_tune(model, make_task(), augment=flips, checkpoint=tmp_path, **LONG)
+    note = f"Stopped in phase 'network', epoch {1 + stop_at // 3} of 2. Call fine_tune() again with"
+    assert stopped.value.__notes__[0].startswith(note)
+    # The same model, its weights somewhere between two epochs: the anchors of L2-SP are in
+    # the file, not in the model.
+    first = finish(tmp_path, uninterrupted, make_task, values, model)
+    again = finish(tmp_path, uninterrupted, make_task, values, make_model(dropout=0.5))
+    assert again.seconds > first.seconds  # the time before the interruption counts
+
+
+def test_resume_after_kill(make_task, make_model, values, uninterrupted, tmp_path):
+    """A second process dies by SIGKILL in its second network epoch; this one goes on."""
+    code = (
+        "import sys; sys.path[:0] = sys.argv[1:3]\n"
+        "import citynb, conftest, test_training as t\n"
+        "task, model = conftest.make_task.__wrapped__()(), conftest.make_model.__wrapped__()(dropout=0.5)\n"
+        "citynb.fine_tune(model, task, augment=t.Flips(5, t.kill), checkpoint=sys.argv[3], **t.LONG)\n"
+    )
+    tests = Path(__file__).parent
+    child = subprocess.run(
+        [sys.executable, "-c", code, tests, tests.parent, tmp_path], capture_output=True, text=True
+    )
+    assert child.returncode == -signal.SIGKILL, child.stderr
+    finish(tmp_path, uninterrupted, make_task, values, make_model(dropout=0.5))
+
+
+def test_full_disk(make_task, make_model, values, uninterrupted, tmp_path):
+    """The file system takes the start, but not the larger state after the head's first epoch."""
+    task, model = make_task(), make_model(dropout=0.5)
+    citynb.fine_tune(
+        model,
+        task,
+        augment=Flips(),
+        checkpoint=tmp_path / "probe",
+        **{**LONG, "head_epochs": 0, "epochs": 0},
+    )
+    size = (tmp_path / "probe" / "state.npz").stat().st_size
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    folder = tmp_path / "full"
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size + 100, hard))
+    try:
+        with pytest.raises(OSError, match="state.npz cannot be written .*Make room") as failed:
+            citynb.fine_tune(model, task, augment=Flips(), checkpoint=folder, **LONG)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert "Saved so far: epoch 0" in str(failed.value)
+    finish(folder, uninterrupted, make_task, values, model)
+
+
+def test_no_folder_to_write(make_task, make_model, values, tmp_path):
+    model = make_model()
+    before = values(model)
+    (tmp_path / "file").touch()
+    with pytest.raises(OSError, match="cannot be written .Not a directory.*checkpoint="):
+        citynb.fine_tune(model, make_task(), checkpoint=tmp_path / "file" / "folder", **QUIET)
+    locked = Path("/proc/citynb") if os.geteuid() == 0 else tmp_path / "locked" / "folder"
+    if os.geteuid():
+        locked.parent.mkdir(mode=0o500)
+    with pytest.raises(OSError, match=f"{locked}/state.npz cannot be written"):
+        citynb.fine_tune(model, make_task(), checkpoint=locked, **QUIET)
+    assert_same(values(model), before)  # refused before any training
+
+
+@pytest.fixture(scope="module")
+def checkpoint(make_task, make_model, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("checkpoint")
+    citynb.fine_tune(make_model(), make_task(), head_epochs=1, epochs=0, checkpoint=folder, **QUIET)
+    return folder / "state.npz"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"classes": 4}, r"another model: its variable \d+ is \['kernel', 6, 3\], here it is"),
+        ({"seed": 5}, "another training run: its seed is 0, here it is 5"),
+        ({"head_epochs": 2}, "its head_epochs is 1, here it is 2"),
+        ({"examples": 30}, "its data is 'toy, 24 examples, crc .*here it is 'toy, 30"),
+        ({"augment": tf.identity}, "its augmentation is False, here it is True"),
+    ],
+)
+def test_checkpoint_of_something_else(make_task, make_model, values, checkpoint, change, message):
+    options = {"head_epochs": 1, "epochs": 0, **QUIET, **change}
+    shape = {key: options.pop(key) for key in ("classes", "examples") if key in options}
+    model = make_model(classes=shape.get("classes", 3))
+    before = values(model)
+    with pytest.raises(ValueError, match=message):
+        citynb.fine_tune(model, make_task(**shape), checkpoint=checkpoint.parent, **options)
+    assert_same(values(model), before)
+
+
+@pytest.mark.parametrize("damage", ["cut", "bytes", "text", "other", "empty"])
+def test_damaged_checkpoint(make_task, make_model, values, checkpoint, tmp_path, damage):
+    content, file = checkpoint.read_bytes(), tmp_path / "state.npz"
+    middle = content.index(b"variable 0.npy") + 200
+    flipped = content[:middle] + bytes(255 - b for b in content[middle : middle + 50])
+    np.savez(tmp_path / "other.npz", weights=np.ones(3))
+    file.write_bytes(
+        {
+            "cut": content[: len(content) // 2],
+            "bytes": flipped + content[len(flipped) :],
+            "text": b"not a checkpoint",
+            "other": (tmp_path / "other.npz").read_bytes(),
+            "empty": b"",
+        }[damage]
+    )
+    model = make_model()
+    before = values(model)
+    with pytest.raises(ValueError, match="state.npz is damaged or not a checkpoint.*Remove it"):
+        citynb.fine_tune(model, make_task(), head_epochs=1, epochs=0, checkpoint=tmp_path, **QUIET)
+    assert_same(values(model), before)
