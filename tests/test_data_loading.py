@@ -183,7 +183,11 @@ def made_up(volume=None, seed=0):
     rng = np.random.default_rng(seed)
     hours = pd.date_range("2018-01-01", "2018-07-31 23:00", freq="h", name="datetime")
     volume = rng.uniform(0, 4000, len(hours)) if volume is None else volume
-    return pd.DataFrame({"traffic_volume": volume, "temp": rng.normal(280, 9, len(hours))}, hours)
+    weather = {
+        "temp": rng.normal(280, 9, len(hours)),
+        "weather_main": rng.choice(["Snow", "Fog", "Clear"], len(hours)),
+    }
+    return pd.DataFrame({"traffic_volume": volume, **weather}, hours)
 
 
 def parts(task):
