@@ -1,10 +1,10 @@
 """citynb: fine-tuning for cities, one module per step of the workflow.
 
-    task = citynb.load("i94", horizon=3)                     # 1 prepare the data
-    body = citynb.backbone("city_resnet")                    # 2 choose a pretrained network
-    model = citynb.classifier(body, task.num_classes)        # 3 change the head
-    run = citynb.fine_tune(model, task, learning_rate=1e-3)  # 4 train
-    report = citynb.evaluate(model, task)                    # 5 evaluate
+task = citynb.load("i94", horizon=3)                     # 1 prepare the data
+body = citynb.backbone("city_resnet")                    # 2 choose a pretrained network
+model = citynb.classifier(body, task.num_classes)        # 3 change the head
+run = citynb.fine_tune(model, task, learning_rate=1e-3)  # 4 train
+report = citynb.evaluate(model, task)                    # 5 evaluate
 """
 
 from citynb.backbones import HubLayer, backbone

@@ -270,9 +270,13 @@ def load(name, **options):
     """Load one of the book's datasets as a `CityTask`.
 
     Args:
-        name: `"i94"`, two years of hourly westbound volume on Interstate 94.
+        name: `"i94"`, two years of hourly westbound volume on Interstate 94; or `"cameras"`,
+            simulated aerial views of junctions in Helsinki, 96 x 96 pixels of one meter, whose
+            channels are now, 20 s and 40 s ago.
         **options: for `i94`: `horizon` (hours), `target` (`"demand"` or `"surprise"`) and
-            `fold` (None, or 0 to 3 for the rolling folds; fold 1 is tested in winter).
+            `fold` (None, or 0 to 3 for the rolling folds; fold 1 is tested in winter). For
+            `cameras`: `label`, the congestion level of the next two minutes (`"ahead"`), of
+            the moments shown (`"now"`), or five minutes ahead (`"5min"`).
 
     Returns:
         CityTask.
@@ -305,7 +309,34 @@ def _load_i94(horizon=1, target="demand", fold=None):
     )
 
 
-LOADERS = {"i94": _load_i94}
+def _load_cameras(label="ahead"):
+    if label not in ("ahead", "now", "5min"):
+        raise ValueError(f"label is {label!r}; choose 'ahead', 'now' or '5min'.")
+    folder = data_folder() / "cameras"
+    with np.load(folder / "helsinki.npz", allow_pickle=False) as stored:
+        arrays = {name: stored[name] for name in stored.files}
+    parts = []
+    for part in ("train", "validation", "test"):
+        rows = arrays["split"] == arrays["split_names"].tolist().index(part)
+        parts.append(
+            Split(
+                inputs=arrays["frames"][rows].astype(np.float32) / 255,
+                labels=arrays[f"level_{label}"][rows].astype(np.int64),
+                # Frames of one junction on one day share their queues.
+                groups=arrays["junction"][rows].astype(np.int64) * 100 + arrays["day"][rows],
+                table=pd.DataFrame(arrays["table"][rows], columns=arrays["table_names"].tolist()),
+            )
+        )
+    return CityTask(
+        "cameras",
+        *parts,
+        class_names=tuple(arrays["level_names"].tolist()),
+        split_by="junction and day",
+        card=folder / "card.md",
+    )
+
+
+LOADERS = {"i94": _load_i94, "cameras": _load_cameras}
 
 
 def read_counts(path):
