@@ -30,7 +30,8 @@ KNOWN_ERRORS = ("Identifier 'THEBE_JS_URL' has already been declared",)
 THEME_VIOLATIONS = {
     "label-content-name-mismatch",  # search and color mode buttons, "Show the code"
     "region",  # the sidebar's logo
-    "aria-allowed-role",  # the entries of a bibliography
+    "aria-allowed-role",  # docutils gives the entries of a bibliography roles
+    "aria-deprecated-role",
 }
 
 
