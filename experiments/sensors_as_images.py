@@ -1,8 +1,8 @@
 """The long comparison behind the page *Sensors as images*: every row, three seeds.
 
-    python experiments/sensors_as_images.py
+    python data/sensors_as_images/make.py
 
-Writes data/results/sensors_as_images.npz: the test predictions of every run, and a JSON text
+Writes predictions.npz beside it: the test predictions of every run, and a JSON text
 with seeds, seconds, versions and the checksum of this script. Hyperparameters were chosen
 on validation; the test split is predicted once for each run. Takes about an hour on two
 cores.
@@ -124,11 +124,10 @@ def main():
         "versions": {m.__name__: m.__version__ for m in (tf, keras, sklearn, np)},
         "runs": runs,
     }
-    np.savez_compressed(
-        citynb.data.data_folder() / "results" / "sensors_as_images.npz",
-        predictions=np.stack(predictions),
-        meta=json.dumps(meta, indent=1),
-    )
+    file = Path(__file__).with_name("predictions.npz")
+    np.savez_compressed(file, predictions=np.stack(predictions), meta=json.dumps(meta, indent=1))
+    digest = hashlib.sha256(file.read_bytes()).hexdigest()
+    file.with_name("SHA256SUMS").write_text(f"{digest}  {file.name}\n")
 
 
 if __name__ == "__main__":
