@@ -1,0 +1,134 @@
+"""The shipped `cameras` files: checksums, shapes, labels that follow from the table, splits that do not leak."""
+
+import hashlib
+import importlib.util
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+FOLDER = Path(__file__).resolve().parents[1] / "data" / "cameras"
+LABELS = ("level_ahead", "level_now", "level_5min")
+
+
+@pytest.fixture(scope="module")
+def make():
+    spec = importlib.util.spec_from_file_location("cameras_make", FOLDER / "make.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def helsinki():
+    with np.load(FOLDER / "helsinki.npz", allow_pickle=False) as archive:
+        return dict(archive)
+
+
+@pytest.fixture(scope="module")
+def sample():
+    with np.load(FOLDER / "source_sample.npz", allow_pickle=False) as archive:
+        return dict(archive)
+
+
+def column(data, name):
+    return data["table"][:, list(data["table_names"]).index(name)]
+
+
+def test_files_match_their_checksums():
+    lines = (FOLDER / "SHA256SUMS").read_text().split("\n")
+    listed = dict(reversed(line.split()) for line in lines if line)
+    assert set(listed) == {"headroom.json", "helsinki.npz", "source_sample.npz"}
+    for name, digest in listed.items():
+        assert hashlib.sha256((FOLDER / name).read_bytes()).hexdigest() == digest, name
+
+
+def test_the_files_are_small():
+    assert sum(path.stat().st_size for path in FOLDER.glob("*.npz")) < 15e6
+
+
+@pytest.mark.parametrize("name", ["helsinki", "sample"])
+def test_shapes_types_and_ranges(name, request, make):
+    data = request.getfixturevalue(name)
+    n = len(data["frames"])
+    assert data["frames"].shape == (n, 96, 96, 3) and data["frames"].dtype == np.uint8
+    assert (
+        data["table"].shape == (n, len(data["table_names"])) and data["table"].dtype == np.float32
+    )
+    assert tuple(data["table_names"]) == make.TABLE
+    assert np.isfinite(data["table"]).all()
+    for label in LABELS:
+        assert data[label].shape == (n,) and data[label].dtype == np.int8
+        assert set(np.unique(data[label])) == {0, 1, 2, 3}
+    assert set(np.unique(data["weather"])) <= set(range(5))
+    assert (
+        column(data, "halting") <= sum(column(data, t) for t in ("cars", "buses", "trucks"))
+    ).all()
+
+
+@pytest.mark.parametrize("name", ["helsinki", "sample"])
+def test_the_level_now_follows_from_the_table(name, request, make):
+    """`level_now` is the mean density of the three moments that the channels show, cut at the published bounds."""
+    data = request.getfixturevalue(name)
+    shown = [column(data, c).astype(np.float64) for c in ("density", "density_20s", "density_40s")]
+    level = np.digitize(np.mean(shown, axis=0), make.CUTS)
+    assert np.mean(level == data["level_now"]) > 0.999  # the table is rounded to float32
+
+
+def test_splits_share_neither_a_day_nor_a_junction(helsinki):
+    names = list(helsinki["split_names"])
+    assert names[:3] == ["train", "validation", "test"]
+    places = {
+        name: {key: set(helsinki[key][helsinki["split"] == k]) for key in ("day", "junction")}
+        for k, name in enumerate(names)
+    }
+    for a, b in (("train", "validation"), ("train", "test"), ("validation", "test")):
+        assert not places[a]["day"] & places[b]["day"], (a, b)
+        assert not places[a]["junction"] & places[b]["junction"], (a, b)
+    assert places["same_junctions"]["junction"] == places["train"]["junction"]
+    assert not places["same_junctions"]["day"] & places["train"]["day"]
+
+
+def test_no_two_windows_overlap(helsinki):
+    lon, lat = helsinki["junction_lon_lat"].T
+    north = lat * 111_320
+    east = lon * 111_320 * np.cos(np.radians(lat.mean()))
+    apart = np.maximum(abs(north[:, None] - north), abs(east[:, None] - east))
+    np.fill_diagonal(apart, np.inf)
+    # The windows are squares on the map grid, which is turned by under 2 degrees against north.
+    assert apart.min() > 0.95 * 96
+
+
+def test_enough_labels_and_no_class_dominates(helsinki):
+    for k, least in enumerate((1500, 400, 800)):
+        levels = helsinki["level_ahead"][helsinki["split"] == k]
+        assert len(levels) >= least
+        shares = np.bincount(levels, minlength=4) / len(levels)
+        assert shares.min() > 0.03
+
+
+def test_motion_shows_in_the_channels(helsinki):
+    """Pixels change between the channels where vehicles are, and hardly elsewhere."""
+    clear = np.flatnonzero(helsinki["weather"] == 0)
+    vehicles = sum(column(helsinki, t) for t in ("cars", "vehicles_20s", "vehicles_40s"))[clear]
+    frames = helsinki["frames"][clear].astype(np.float32)
+    change = np.abs(frames[..., 0] - frames[..., 2]).mean(axis=(1, 2))
+    empty = change[vehicles == 0]
+    busy = change[(vehicles > 20)]
+    assert len(empty) and len(busy)
+    assert np.median(busy) > 5 * np.median(empty) + 0.1
+
+
+def test_repeat_the_present_is_beatable_but_better_than_the_majority(helsinki):
+    test = helsinki["split"] == 2
+    ahead, now = helsinki["level_ahead"][test], helsinki["level_now"][test]
+    majority = np.bincount(ahead).max() / len(ahead)
+    assert majority + 0.1 < np.mean(ahead == now) < 0.95
+
+
+def test_a_day_is_planned_from_its_seed_alone(make):
+    assert make.day_plan("helsinki", 3) == make.day_plan("helsinki", 3)
+    assert make.day_plan("helsinki", 3) != make.day_plan("helsinki", 4)
+    hours, factor = make.day_plan("berlin", 0)
+    assert len(hours) == make.HOURS and set(hours) <= set(make.WEATHERS)
+    assert "night" not in hours[4:12], "daylight lasts from 10 to 18 o'clock"
