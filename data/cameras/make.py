@@ -288,7 +288,6 @@ class Painter:
                 areas.append(list(node.getShape()))
         road = unary_union([line.buffer(lane.getWidth() / 2) for lane, line, _ in lanes])
         walk = road.buffer(3.0)
-        full = SIZE * SUPER
         # Houses stand beside the street, trees where there is room; both are invented for every city alike.
         houses, trees = [], []
         for _ in range(60):
@@ -326,7 +325,7 @@ class Painter:
             draw = ImageDraw.Draw(image)
             tone = self.ROAD[weather]
 
-            def polygon(shape, fill):
+            def polygon(shape, fill, draw=draw, weather=weather):
                 for part in getattr(shape, "geoms", [shape]):
                     draw.polygon(self.to_pixels(part.exterior.coords), fill=fill)
                     for hole in part.interiors:
@@ -843,8 +842,13 @@ def day_arrays(path):
     # A view without vehicles counts as free flow at 50 km/h.
     speed = np.where(vehicles > 0, state[..., 3] / np.maximum(vehicles, 1), 13.9)
     density = count @ EQUIVALENT / lane_km
-    mean = lambda x, first, last: np.stack([x[i + t, k] for t in range(first, last + 1)]).mean(0)
-    level = lambda x: np.digitize(x, CUTS).astype(np.int8)
+
+    def mean(x, first, last):
+        return np.stack([x[i + t, k] for t in range(first, last + 1)]).mean(0)
+
+    def level(x):
+        return np.digitize(x, CUTS).astype(np.int8)
+
     two = AHEAD // TICK
     now = np.mean([density[i - lag // TICK, k] for lag in LAGS], axis=0)
     columns = [
