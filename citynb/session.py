@@ -49,6 +49,7 @@ def start(seed=0):
         )
 
     keras.utils.set_random_seed(seed)
+    tf.get_logger().setLevel("ERROR")  # its advice on retracing is for long-lived servers
     display.use_book_style()
     device = "GPU" if gpus else "CPU"
     line = (
