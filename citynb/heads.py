@@ -75,7 +75,8 @@ def freeze(layer, *, batch_norm_only=False):
     Args:
         layer: keras.Layer or keras.Model; changed in place. Compile the model after it.
         batch_norm_only: bool. False freezes everything. True makes all weights trainable but
-            those of BatchNorm, whose statistics then stay as they were pretrained.
+            those of BatchNorm, whose statistics then stay as they were pretrained. A Hub model
+            hides its layers: there the statistics stay, and scale and shift train along.
 
     Returns:
         The same layer.
