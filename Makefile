@@ -38,7 +38,7 @@ NODEPS :=
 endif
 
 # The stamp carries a checksum of what was installed: the same content means no work.
-STAMP := .venv/setup-$(shell cat $(REQUIREMENTS) pyproject.toml | cksum | cut -d ' ' -f 1)
+STAMP := .venv/setup-$(shell cat $(REQUIREMENTS) requirements-tools.txt pyproject.toml | cksum | cut -d ' ' -f 1)
 
 help:
 	@echo "make book      build the book into _build/html (sets itself up first)"
@@ -70,6 +70,7 @@ $(STAMP):
 	  $(PY) -m pip install --quiet --no-cache-dir $(NODEPS) -r $(REQUIREMENTS) && \
 	  $(PY) -m pip install --quiet --no-cache-dir --no-deps --no-build-isolation -e .; \
 	fi
+	@$(PY) tools/optional.py
 	@rm -f .venv/setup-*
 	@touch $@
 
@@ -81,7 +82,7 @@ book: setup
 # Chromium: the system's, or else one that Playwright puts into .cache.
 test: book
 	@$(PY) tools/chromium.py --install
-	@$(PY) -m pytest --nbval --nbval-current-env --nbval-cell-timeout=300 --color=no -q $(ARGS)
+	@$(PY) -m pytest --nbval --nbval-current-env --nbval-cell-timeout=300 --color=no -q -rs $(ARGS)
 
 # With other versions than the pinned ones: notebooks must run, outputs may differ.
 lax: setup
