@@ -97,7 +97,11 @@ HUB_MODELS = {
     "resnet50v2_hub": HubModel(
         "https://tfhub.dev/google/imagenet/resnet_v2_50/feature_vector/5", None, 2048
     ),
-    "city_resnet": HubModel("city_resnet/saved_model", None),
+    "city_resnet": HubModel(
+        "city_resnet/saved_model",
+        "b5e31299bf701ee588ebabf0418346fe1a11b26a7fa979a746ede02dc4d360a9",
+        256,
+    ),
 }
 
 
