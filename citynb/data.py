@@ -438,7 +438,8 @@ def verify(name):
 def data_folder():
     """Return the Path of the datasets: `data/` of the checkout, or the installed copy."""
     here = Path(__file__).resolve().parent
-    return next(folder for folder in (here.parent / "data", here / "_data") if folder.is_dir())
+    installed = here / "_data"  # first, since site-packages may hold a foreign data folder
+    return installed if installed.is_dir() else here.parent / "data"
 
 
 def _counts_table(counts, filled, usual, horizon):
