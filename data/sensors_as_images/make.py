@@ -1,15 +1,16 @@
 """The long comparison behind the page *Sensors as images*: every row, three seeds.
 
-    python data/sensors_as_images/make.py
+    python data/sensors_as_images/make.py            the runs that are missing
+    python data/sensors_as_images/make.py --again "trees"    these anew, and what is missing
 
-Writes predictions.npz beside it: the test predictions of every run, and a JSON text
-with seeds, seconds, versions and the checksum of this script. Hyperparameters were chosen
-on validation; the test split is predicted once for each run. Takes about an hour on two
-cores.
+Writes predictions.npz beside it, after each run: the test predictions of every run, and a
+JSON text with seeds, seconds, versions and the checksum of this script. Hyperparameters
+were chosen on validation. Takes about an hour on two cores.
 """
 
 import hashlib
 import json
+import sys
 import time
 from pathlib import Path
 
@@ -46,7 +47,7 @@ def small_resnet(input_shape, width=32):
 def scratch(task, seed):
     keras.utils.set_random_seed(seed)
     model = citynb.classifier(small_resnet(task.input_shape), task.num_classes, seed=seed)
-    epochs = max(6, 6000 // len(task.train))
+    epochs = 64_000 // len(task.train)  # a thousand steps, with few labels and with many
     return model, dict(
         head_epochs=0, epochs=epochs, batch_size=64, learning_rate=2e-3, batch_norm="train"
     )
@@ -90,42 +91,61 @@ def trees(task, seed):
 
 
 def main():
-    predictions, runs = [], []
-
-    def record(target, name, labels, seed, probabilities, seconds):
-        predictions.append(probabilities.argmax(-1).astype(np.int8))
-        run = dict(target=target, name=name, labels=labels, seed=seed, seconds=round(seconds, 1))
-        runs.append(run)
-        print(run, flush=True)
+    file = Path(__file__).with_name("predictions.npz")
+    done = {}
+    if file.exists():
+        with np.load(file, allow_pickle=False) as stored:
+            runs = json.loads(str(stored["meta"]))["runs"]
+            done = {row_of(run): (run, p) for run, p in zip(runs, stored["predictions"])}
+    again = set(sys.argv[2:]) if sys.argv[1:2] == ["--again"] else set()
+    done = {row: kept for row, kept in done.items() if row[1] not in again}
 
     for target in ("demand", "surprise"):
         full = citynb.load("i94", horizon=HORIZON, target=target)
         for seed in SEEDS:
             for task in (full, full.subset(FEW, seed)):
-                labels, started = len(task.train), time.perf_counter()
-                model = trees(task, seed)
-                seconds = time.perf_counter() - started
-                found = citynb.evaluate(model, task, split="test", resamples=2)
-                record(target, "trees", labels, seed, found.probabilities, seconds)
-                for name, build in NETWORKS.items():
-                    if labels > FEW and name not in ALL_LABELS:
-                        continue
-                    if target == "surprise" and name not in SURPRISE:
-                        continue
-                    model, settings = build(task, seed)
-                    run = citynb.fine_tune(
-                        model, task, seed=seed, validate=False, progress=False, **settings
-                    )
-                    found = citynb.evaluate(model, task, split="test", resamples=2)
-                    record(target, name, labels, seed, found.probabilities, run.seconds)
+                names = ["trees"]
+                for name in NETWORKS:
+                    on_labels = len(task.train) == FEW or name in ALL_LABELS
+                    on_target = target == "demand" or name in SURPRISE
+                    names += [name] * (on_labels and on_target)
+                for name in names:
+                    run = dict(target=target, name=name, labels=len(task.train), seed=seed)
+                    if row_of(run) not in done:
+                        done[row_of(run)] = train_and_predict(task, run)
+                        write(file, done)
+                        print(run, flush=True)
+    write(file, done)
 
+
+def row_of(run):
+    return run["target"], run["name"], run["labels"], run["seed"]
+
+
+def train_and_predict(task, run):
+    """Train one row. Return the run with its seconds, and the test predictions."""
+    started = time.perf_counter()
+    if run["name"] == "trees":
+        model = trees(task, run["seed"])
+    else:
+        model, settings = NETWORKS[run["name"]](task, run["seed"])
+        settings |= dict(seed=run["seed"], validate=False, progress=False)
+        citynb.fine_tune(model, task, **settings)
+    run["seconds"] = round(time.perf_counter() - started, 1)
+    found = citynb.evaluate(model, task, split="test", resamples=2)
+    return run, found.probabilities.argmax(-1).astype(np.int8)
+
+
+def write(file, done):
     meta = {
         "script_sha256": hashlib.sha256(Path(__file__).read_bytes()).hexdigest(),
         "versions": {m.__name__: m.__version__ for m in (tf, keras, sklearn, np)},
-        "runs": runs,
+        "runs": [run for run, _ in done.values()],
     }
-    file = Path(__file__).with_name("predictions.npz")
-    np.savez_compressed(file, predictions=np.stack(predictions), meta=json.dumps(meta, indent=1))
+    predictions = np.stack([predicted for _, predicted in done.values()])
+    unfinished = file.with_suffix(".part.npz")
+    np.savez_compressed(unfinished, predictions=predictions, meta=json.dumps(meta, indent=1))
+    unfinished.replace(file)
     digest = hashlib.sha256(file.read_bytes()).hexdigest()
     file.with_name("SHA256SUMS").write_text(f"{digest}  {file.name}\n")
 
