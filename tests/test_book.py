@@ -96,7 +96,9 @@ def visit(browser, address, path, viewport=DESKTOP, theme="light"):
     result.page.on("requestfailed", lambda request: result.failed.append(request.url))
     result.page.on(
         "response",
-        lambda answer: answer.status >= 400 and result.failed.append(f"{answer.status} {answer.url}"),
+        lambda answer: (
+            answer.status >= 400 and result.failed.append(f"{answer.status} {answer.url}")
+        ),
     )
     result.page.goto(f"{address}/{path}", wait_until="load")
     result.page.wait_for_function("!window.MathJax || !MathJax.startup || MathJax.startup.promise")
