@@ -320,18 +320,19 @@ _LITE0_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77d
 def _efficientnet_lite0(name, images, pretrained):
     """Build EfficientNet-Lite0: EfficientNet-B0 (arXiv 1905.11946) with ReLU6 and no squeezing.
 
-    Layers carry the names of the weight file, without dots. Scale, padding and epsilon are those
+    Layers carry the names of the weight file, without dots and without the underscore at the
+    start, with which no model can be exported. Scale, padding and epsilon are those
     of its origin, the `lite` builder in github.com/tensorflow/tpu, models/official/efficientnet.
     """
 
     def convolution(x, layer, part, filters=None, kernel=1, stride=1, activate=True, number=0):
-        options = dict(strides=stride, padding="same", use_bias=False, name=f"{layer}_{part}")
+        options = dict(strides=stride, padding="same", use_bias=False, name=f"{layer}{part}")
         start = keras.initializers.VarianceScaling(2.0, "fan_out", "truncated_normal")
         if filters:
             conv = keras.layers.Conv2D(filters, kernel, kernel_initializer=start, **options)
         else:
             conv = keras.layers.DepthwiseConv2D(kernel, depthwise_initializer=start, **options)
-        x = keras.layers.BatchNormalization(epsilon=1e-3, name=f"{layer}_bn{number}")(conv(x))
+        x = keras.layers.BatchNormalization(epsilon=1e-3, name=f"{layer}bn{number}")(conv(x))
         return keras.layers.ReLU(6.0)(x) if activate else x
 
     x = keras.layers.Rescaling(255 / 128, offset=-127 / 128)(images)
@@ -339,7 +340,7 @@ def _efficientnet_lite0(name, images, pretrained):
     block = 0
     for repeats, kernel, first_stride, expansion, filters in _LITE0:
         for repeat in range(repeats):
-            layer, stride, before = f"_blocks{block}", first_stride if repeat == 0 else 1, x
+            layer, stride, before = f"blocks{block}_", first_stride if repeat == 0 else 1, x
             if expansion > 1:
                 x = convolution(x, layer, "expand_conv", before.shape[-1] * expansion)
             x = convolution(x, layer, "depthwise_conv", kernel=kernel, stride=stride, number=1)
@@ -354,7 +355,7 @@ def _efficientnet_lite0(name, images, pretrained):
         groups = {}
         for key, array in _read_lite0().items():
             layer, part = key.rsplit(".", 1)
-            groups.setdefault(layer.replace(".", ""), {})[part] = array
+            groups.setdefault(layer.replace(".", "").lstrip("_"), {})[part] = array
         for layer in model.layers:
             if isinstance(layer, keras.layers.BatchNormalization):
                 parts = "weight", "bias", "running_mean", "running_var"

@@ -7,29 +7,26 @@ class names, how the split was made, and the card that says what the data is.
 import calendar
 import difflib
 import hashlib
+import importlib
+import pkgutil
+import warnings
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import keras
 import numpy as np
 import pandas as pd
 
+from citynb import datasets
+
 HOURS_PER_WEEK = 168
+PICTURE_FILES = (".jpg", ".jpeg", ".png")
 DEMAND_LEVELS = ("free", "light", "busy", "heavy")
 # Volume over capacity at the upper bound of levels of service A, B and C of a freeway
 # designed for 70 mph (Highway Capacity Manual 1985, table 3-1).
 DEMAND_CUTS = (0.35, 0.54, 0.77)
 SURPRISE_LEVELS = ("below usual", "as usual", "above usual")
 SURPRISE_CUTS = (-0.05, 0.05)  # of capacity; fixed before any model was trained
-
-# Rolling origin: each fold trains on everything before its validation quarter. Fold 1
-# is tested on a Minnesota winter. `None` is the split that the pages use.
-I94_FOLDS = {
-    None: ("2016-10-01", "2018-01-01", "2018-04-01", "2018-10-01"),
-    0: ("2016-10-01", "2017-07-01", "2017-10-01", "2018-01-01"),
-    1: ("2016-10-01", "2017-10-01", "2018-01-01", "2018-04-01"),
-    2: ("2016-10-01", "2018-01-01", "2018-04-01", "2018-07-01"),
-    3: ("2016-10-01", "2018-04-01", "2018-07-01", "2018-10-01"),
-}
 
 
 @dataclass(frozen=True)
@@ -265,6 +262,108 @@ class CityTask:
             )
         return cls(name, *parts, class_names=class_names, split_by="time", card=card)
 
+    @classmethod
+    def from_folder(cls, folder, *, image_size=96, group_of=None, name=None, card=None, seed=0):
+        """Make a task from a folder of labelled pictures: one folder for each class.
+
+        Two layouts are read: `folder/<class>/<picture>`, which is split here into 60, 20 and
+        20 percent of the groups; and `folder/train/<class>/<picture>` with `folder/test/...`
+        and, if it is there, `folder/validation/...`. Where `validation` is missing, a fifth
+        of the training groups becomes it. Pictures are JPEG or PNG, read in colour, and cut
+        in the middle to the shape of `image_size`.
+
+        Copies of one picture always share a group. If they stand in two given splits, the one
+        in test stays, then the one in validation, and a warning says how many were left out.
+
+        Args:
+            folder: path.
+            image_size: pixels, an int or (height, width).
+            group_of: a function from the picture's Path to its group, for example
+                `lambda path: path.stem.split("_")[0]` when names start with the camera. Give it
+                whenever pictures share a camera, a place or an hour. Default: each picture is
+                a group of its own.
+            name: str, default the folder's name.
+            card: Path of the card.
+            seed: int, which groups go to which split.
+
+        Returns:
+            CityTask. The table of a split has the mean and the spread of each colour, which is
+            what a baseline without a network can know of a picture.
+
+        Raises:
+            FileNotFoundError: there is no such folder.
+            ValueError: no classes, a class without pictures, other classes in another split,
+                a file that is no picture, a group in two given splits, or too few groups.
+        """
+        folder = Path(folder)
+        name = name or folder.name
+        if not folder.is_dir():
+            raise FileNotFoundError(
+                f"There is no folder {folder}. It needs one folder of pictures for each class."
+            )
+        given = [part for part in ("train", "validation", "test") if (folder / part).is_dir()]
+        if given and not {"train", "test"} <= set(given):
+            raise ValueError(
+                f"{folder} has {' and '.join(given)}, but a given split needs train and test. "
+                "Add the missing folder, or put the classes at the top and let them be split here."
+            )
+        files = pd.concat(
+            [_list_pictures(folder / part, part) for part in given or [""]], ignore_index=True
+        )
+        class_names = tuple(sorted(files["class"].unique()))
+        if len(class_names) < 2:
+            raise ValueError(
+                f"{folder} has {len(class_names)} class folder(s) with pictures "
+                f"({', '.join(class_names) or 'none'}); a task needs two or more."
+            )
+        for part, found in files.groupby("part")["class"]:
+            if missing := sorted(set(class_names) - set(found)):
+                raise ValueError(
+                    f"{folder / part} has no pictures of the class {missing[0]!r}, which other "
+                    "splits have. Every split needs the same class folders."
+                )
+        files["bytes"] = [hashlib.sha256(path.read_bytes()).hexdigest() for path in files["path"]]
+        order = files["part"].map({"test": 0, "validation": 1, "train": 2, "": 3})
+        copies = (
+            files.iloc[order.argsort(kind="stable")].groupby("bytes")["part"].transform("first")
+        )
+        leaks = copies.reindex(files.index) != files["part"]
+        if leaks.any():
+            warnings.warn(
+                f"{name}: {leaks.sum()} picture(s) also stand in another split and were left out, "
+                f"{files['path'][leaks.idxmax()]} for example.",
+                stacklevel=2,
+            )
+            files = files[~leaks].reset_index(drop=True)
+        files["group"] = files["bytes"] if group_of is None else files["path"].map(group_of)
+        files["group"] = files.groupby("bytes")["group"].transform("first").astype(str)
+
+        rng = np.random.default_rng(seed)
+        if not given:
+            _deal_groups(files, "", {"train": 0.6, "validation": 0.2, "test": 0.2}, rng, name)
+        elif "validation" not in given:
+            _deal_groups(files, "train", {"train": 0.8, "validation": 0.2}, rng, name)
+        shape = (image_size, image_size) if np.isscalar(image_size) else tuple(image_size)
+        parts = []
+        for part in ("train", "validation", "test"):
+            rows = files[files["part"] == part]
+            pictures = np.stack([_read_picture(path, shape) for path in rows["path"]])
+            colours = {
+                f"{statistic} {colour}": getattr(pictures[..., channel], kind)((1, 2))
+                for channel, colour in enumerate(("red", "green", "blue"))
+                for statistic, kind in (("mean", "mean"), ("spread", "std"))
+            }
+            parts.append(
+                Split(
+                    inputs=pictures,
+                    labels=rows["class"].map(class_names.index).to_numpy(np.int64),
+                    groups=rows["group"].to_numpy(str),
+                    table=pd.DataFrame(colours),
+                )
+            )
+        split_by = "given folders" if given else "picture" if group_of is None else "group"
+        return cls(name, *parts, class_names=class_names, split_by=split_by, card=card)
+
 
 def load(name, **options):
     """Load one of the book's datasets as a `CityTask`.
@@ -285,58 +384,15 @@ def load(name, **options):
         ValueError: no dataset has this name (the message says the nearest), or a file is
             not the one that its checksum names.
     """
-    if name not in LOADERS:
-        nearest = difflib.get_close_matches(str(name), LOADERS, n=1, cutoff=0.0)[0]
+    known = sorted(module.name for module in pkgutil.iter_modules(datasets.__path__))
+    if name not in known:
+        nearest = difflib.get_close_matches(str(name), known, n=1, cutoff=0.0)[0]
         raise ValueError(
             f"There is no dataset {name!r}; did you mean {nearest!r}? "
-            f"Choose one of {', '.join(sorted(LOADERS))}."
+            f"Choose one of {', '.join(known)}."
         )
     verify(name)
-    return LOADERS[name](**options)
-
-
-def _load_i94(horizon=1, target="demand", fold=None):
-    if fold not in I94_FOLDS:
-        raise ValueError(f"i94 has no fold {fold!r}; choose None, 0, 1, 2 or 3.")
-    folder = data_folder() / "i94"
-    return CityTask.from_counts(
-        folder / "i94.csv.gz",
-        bounds=I94_FOLDS[fold],
-        horizon=horizon,
-        target=target,
-        name="i94",
-        card=folder / "card.md",
-    )
-
-
-def _load_cameras(label="ahead"):
-    if label not in ("ahead", "now", "5min"):
-        raise ValueError(f"label is {label!r}; choose 'ahead', 'now' or '5min'.")
-    folder = data_folder() / "cameras"
-    with np.load(folder / "helsinki.npz", allow_pickle=False) as stored:
-        arrays = {name: stored[name] for name in stored.files}
-    parts = []
-    for part in ("train", "validation", "test"):
-        rows = arrays["split"] == arrays["split_names"].tolist().index(part)
-        parts.append(
-            Split(
-                inputs=arrays["frames"][rows].astype(np.float32) / 255,
-                labels=arrays[f"level_{label}"][rows].astype(np.int64),
-                # Frames of one junction on one day share their queues.
-                groups=arrays["junction"][rows].astype(np.int64) * 100 + arrays["day"][rows],
-                table=pd.DataFrame(arrays["table"][rows], columns=arrays["table_names"].tolist()),
-            )
-        )
-    return CityTask(
-        "cameras",
-        *parts,
-        class_names=tuple(arrays["level_names"].tolist()),
-        split_by="junction and day",
-        card=folder / "card.md",
-    )
-
-
-LOADERS = {"i94": _load_i94, "cameras": _load_cameras}
+    return importlib.import_module(f"citynb.datasets.{name}").load(**options)
 
 
 def read_counts(path):
@@ -469,6 +525,57 @@ def _counts_table(counts, filled, usual, horizon):
         else:
             table[f"{column} now"] = newest
     return table.astype(np.float32)
+
+
+def _list_pictures(folder, part):
+    """Return a row for each picture in the class folders of `folder`; refuse what is no picture."""
+    rows = []
+    for class_folder in sorted(path for path in folder.iterdir() if path.is_dir()):
+        pictures = sorted(path for path in class_folder.iterdir() if not path.name.startswith("."))
+        strange = [path for path in pictures if path.suffix.lower() not in PICTURE_FILES]
+        if strange:
+            raise ValueError(
+                f"{strange[0]} is no picture ({', '.join(PICTURE_FILES)}). Move it elsewhere; "
+                "a class folder holds only pictures."
+            )
+        if not pictures:
+            raise ValueError(f"The class folder {class_folder} is empty. Fill it or remove it.")
+        rows += [{"path": path, "class": class_folder.name, "part": part} for path in pictures]
+    return pd.DataFrame(rows, columns=["path", "class", "part"])
+
+
+def _deal_groups(files, part, shares, rng, name):
+    """Give whole groups of `part` to new parts, class by class, so that each gets its share."""
+    undealt = files[files["part"] == part]
+    # A group goes with the class it has most of, so that rare classes reach every part.
+    main_class = undealt.groupby("group")["class"].agg(lambda found: found.mode()[0])
+    dealt = {}
+    for class_name, groups in main_class.groupby(main_class):
+        if len(groups) < len(shares):
+            raise ValueError(
+                f"{name}: the class {class_name!r} has {len(groups)} group(s); {len(shares)} or "
+                f"more are needed, one for each of {', '.join(shares)}. Add pictures from other "
+                "places, or give train, validation and test folders yourself."
+            )
+        shuffled = rng.permutation(groups.index.to_numpy())
+        ends = np.cumsum(list(shares.values())) * len(groups)
+        ends = np.maximum(np.round(ends).astype(int), np.arange(1, len(shares) + 1))
+        ends = np.minimum(ends, len(groups) - np.arange(len(shares) - 1, -1, -1))
+        for new_part, members in zip(shares, np.split(shuffled, ends[:-1])):
+            dealt |= dict.fromkeys(members, new_part)
+    files.loc[undealt.index, "part"] = undealt["group"].map(dealt)
+
+
+def _read_picture(path, shape):
+    try:
+        picture = keras.utils.load_img(
+            path, target_size=shape, interpolation="bilinear", keep_aspect_ratio=True
+        )
+    except OSError as error:  # also PIL.UnidentifiedImageError
+        raise ValueError(
+            f"{path} cannot be read as a picture ({error}). Remove it or get it again."
+        ) from error
+    return np.asarray(picture, np.float32) / 255
 
 
 def _refuse(bad, where, reason):

@@ -84,9 +84,10 @@ def freeze(layer, *, batch_norm_only=False):
     Raises:
         AttributeError: `layer` is not a Keras layer.
     """
-    layer.trainable = batch_norm_only
+    for part in layer._flatten_layers():  # itself and every layer inside, parents first
+        part.trainable = batch_norm_only
     if batch_norm_only:
-        for part in [layer, *layer._flatten_layers(include_self=False)]:
+        for part in layer._flatten_layers():
             if isinstance(part, keras.layers.BatchNormalization):
                 part.trainable = False
             elif hasattr(part, "freeze_batch_norm"):  # a Hub model hides its BatchNorm layers

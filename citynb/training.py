@@ -157,11 +157,11 @@ def fine_tune(
             **common,
         )
     if epochs:
-        backbone.trainable = head.trainable = True
-        if batch_norm == "frozen":
-            freeze(backbone, batch_norm_only=True)
-        else:
+        freeze(backbone, batch_norm_only=True)
+        head.trainable = True
+        if batch_norm == "train":
             for layer in backbone._flatten_layers():
+                layer.trainable = True
                 if hasattr(layer, "freeze_batch_norm"):  # a Hub model has its own switch
                     layer.freeze_batch_norm = False
         _train(

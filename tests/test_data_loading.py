@@ -9,7 +9,8 @@ import pytest
 
 import citynb
 from citynb import data
-from citynb.data import DEMAND_CUTS, I94_FOLDS, SURPRISE_CUTS, fill_gaps, read_counts
+from citynb.data import DEMAND_CUTS, SURPRISE_CUTS, fill_gaps, read_counts
+from citynb.datasets.i94 import FOLDS
 
 # --- CityTask ---------------------------------------------------------------------------------
 
@@ -391,8 +392,8 @@ def test_folds_roll_forward(fold):
     times = [split.table.index for split in parts(task).values()]
     assert times[0][-1] < times[1][0] and times[1][-1] < times[2][0]
     for index, hours in enumerate(times):
-        assert hours[0] >= pd.Timestamp(I94_FOLDS[fold][index]) + pd.Timedelta(weeks=2)
-        assert hours[-1] < pd.Timestamp(I94_FOLDS[fold][index + 1])
+        assert hours[0] >= pd.Timestamp(FOLDS[fold][index]) + pd.Timedelta(weeks=2)
+        assert hours[-1] < pd.Timestamp(FOLDS[fold][index + 1])
     if fold == 1:
         assert set(times[2].month) == {1, 2, 3}
 

@@ -54,5 +54,7 @@ def test_a_page_says_at_once_what_is_missing():
         codes = [cell.source for cell in notebook.cells if cell.cell_type == "code"]
         asks = codes[1].replace('"accelerate"', '"no_such_package"')
         assert asks != codes[1]
-        with pytest.raises(ImportError, match=r"This page needs .*no_such_package.*: run pip install"):
+        with pytest.raises(
+            ImportError, match=r"This page needs .*no_such_package.*: run pip install"
+        ):
             exec(asks, {})

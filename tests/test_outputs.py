@@ -111,6 +111,16 @@ def test_data_counts_where_it_is_named(checkout, code):
     assert data_fingerprint(notebook, checkout) != before
 
 
+def test_the_loader_counts_where_its_dataset_is_named(checkout):
+    notebook = fresh()
+    code_cells(notebook)[1].source = 'citynb.load("buses")'
+    before = fingerprints(notebook, checkout)
+    (checkout / "citynb" / "datasets" / "buses.py").write_text("CUTS = (1, 2)\n")
+    after = fingerprints(notebook, checkout)
+    assert after["data"] != before["data"]
+    assert after["package"] == before["package"]
+
+
 def test_data_does_not_count_elsewhere(checkout):
     before = data_fingerprint(fresh(), checkout)
     (checkout / "data" / "buses" / "buses.csv").write_text("22\n")

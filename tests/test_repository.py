@@ -145,7 +145,7 @@ def test_wheel_brings_the_data(wheel):
         if path.is_file() and path.suffix not in (".py", ".pyc")
     }
     assert shipped and shipped <= names
-    assert {f"citynb/{path.name}" for path in (ROOT / "citynb").glob("*.py")} <= names
+    assert {path.relative_to(ROOT).as_posix() for path in (ROOT / "citynb").rglob("*.py")} <= names
 
 
 def test_wheel_loads_its_data(wheel, tmp_path):

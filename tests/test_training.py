@@ -73,6 +73,19 @@ def test_batch_norm_of_a_hub_model(make_task, tmp_path, values):
                 assert np.array_equal(value, before[path]) != moves, path
 
 
+@pytest.mark.parametrize("batch_norm", ["frozen", "train"])
+def test_a_second_call_trains_what_the_first_froze(make_task, make_model, values, batch_norm):
+    model, task = make_model(), make_task()
+    citynb.fine_tune(model, task, head_epochs=1, epochs=0, **QUIET)
+    before = values(model)
+    citynb.fine_tune(model, task, head_epochs=0, epochs=1, batch_norm=batch_norm, **QUIET)
+    for path, value in values(model).items():
+        norm = any(part in path for part in ("gamma", "beta", "moving"))
+        if "seed" not in path:
+            moves = not norm or batch_norm == "train"
+            assert np.array_equal(value, before[path]) != moves, path
+
+
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
 def test_weight_decay_is_decoupled_and_on_kernels_only(make_task, make_model, values, optimizer):
     ends = []

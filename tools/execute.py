@@ -6,7 +6,7 @@
     python tools/execute.py --check                only say which are stale
 
 A notebook's outputs are stale when its code, the code of citynb (comments and docstrings
-do not count) or a file of a dataset it names has changed since they were made. A notebook
+do not count), or a file or the loader of a dataset it names has changed since they were made. A notebook
 that fails is left as it was.
 """
 
@@ -106,7 +106,7 @@ def _package_fingerprint(files):
 
 
 def package_fingerprint(root=ROOT):
-    """Return the sha256 of citynb's code."""
+    """Return the sha256 of citynb's code, but for the modules of single datasets."""
     return _package_fingerprint(_with_times((root / "citynb").glob("*.py")))
 
 
@@ -126,14 +126,19 @@ def _data_fingerprint(files):
 
 
 def data_fingerprint(notebook, root=ROOT):
-    """Return the sha256 of the data files that the notebook depends on."""
+    """Return the sha256 of the datasets that the notebook names: files and the module that loads."""
+    folders = datasets(notebook, root)
     files = (
         path
-        for folder in datasets(notebook, root)
+        for folder in folders
         for path in folder.rglob("*")
         if path.is_file() and path.suffix not in (".md", ".py", ".pyc")
     )
-    return _data_fingerprint(_with_times(files))
+    modules = (root / "citynb" / "datasets" / f"{folder.name}.py" for folder in folders)
+    return digest(
+        _data_fingerprint(_with_times(files)),
+        _package_fingerprint(_with_times(path for path in modules if path.exists())),
+    )
 
 
 def _with_times(paths):

@@ -40,7 +40,8 @@ def for_gpus(report):
     (torch,) = json.loads(report)["install"]
     needs = map(Requirement, torch["metadata"].get("requires_dist", []))
     return any(
-        need.name.startswith("nvidia-") and (need.marker is None or need.marker.evaluate({"extra": ""}))
+        need.name.startswith("nvidia-")
+        and (need.marker is None or need.marker.evaluate({"extra": ""}))
         for need in needs
     )
 
@@ -62,7 +63,11 @@ def install(wanted, anyway=False):
         if for_gpus(found.stdout):
             return f"{torch} comes as a build for GPUs, of several GB"
         done = pip("--no-deps", "-r", str(REQUIREMENTS))
-    return "pip failed: " + (done.stderr.strip().splitlines() or ["?"])[-1] if done.returncode else None
+    return (
+        "pip failed: " + (done.stderr.strip().splitlines() or ["?"])[-1]
+        if done.returncode
+        else None
+    )
 
 
 def main():
