@@ -117,7 +117,7 @@ def test_refuses(flat, given, tmp_path):
             picture.unlink()
     with pytest.raises(ValueError, match="the class 'fire' has 2 group.*3 or more"):
         load(flat)
-    draw(flat / "fire/cam9_0.png", 7)
+    draw(flat / "fire/cam9_0.png", 7777)
     (flat / "fire/cam0_0.png").write_bytes(b"no picture")
     with pytest.raises(ValueError, match="fire.cam0_0.png cannot be read as a picture"):
         load(flat)
