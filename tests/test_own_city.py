@@ -1,0 +1,127 @@
+"""`data/cameras/make.py own`: refusals, the choice of junctions, and pictures that become a task."""
+
+import importlib.util
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+import citynb
+
+CAMERAS = Path(__file__).resolve().parents[1] / "data" / "cameras"
+
+
+@pytest.fixture
+def make():
+    """A fresh module for each test, because `own` adds a city to its table."""
+    spec = importlib.util.spec_from_file_location("cameras_make", CAMERAS / "make.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def run(make, monkeypatch, tmp_path, capsys):
+    """Return a function that runs the command line and gives back what it says as it stops."""
+    (tmp_path / "town.osm").write_text("<osm/>")
+
+    def run(*words):
+        monkeypatch.setattr("sys.argv", ["make.py", *map(str, words)])
+        with pytest.raises(SystemExit) as stopped:
+            make.main()
+        return capsys.readouterr().err + str(stopped.value)
+
+    return run
+
+
+def test_refuses_bad_arguments(run, tmp_path):
+    out, town = ("--out", tmp_path / "work"), ("--map", tmp_path / "town.osm")
+    (tmp_path / "town.txt").write_text("x")
+    for name in ("nowhere.osm", "town.txt"):
+        assert f"{name} is no file with" in run("own", *out, "--map", tmp_path / name)
+    assert "must not be berlin" in run("own", *out, *town, "--name", "Helsinki")
+    assert "letters, digits" in run("own", *out, *town, "--name", "../town")
+    assert "above zero" in run("own", *out, *town, "--days", 0)
+    assert "below 99" in run("own", *out, *town, "--days", 99)
+    # The network's files are written to --out under the map's name: the map must not stand there.
+    assert "another folder" in run("own", "--out", tmp_path, *town)
+    assert (tmp_path / "town.osm").read_text() == "<osm/>" and not (tmp_path / "work").exists()
+
+
+def test_refuses_days_made_with_other_settings(run, tmp_path):
+    work = tmp_path / "work"
+    work.mkdir()
+    (work / "town.settings.json").write_text(json.dumps({"map": "other"}))
+    said = run("own", "--out", work, "--map", tmp_path / "town.osm")
+    assert "made with other settings (town.settings.json). Choose another --out" in said
+
+
+def test_an_own_city_is_filmed_at_all_its_junctions(make):
+    make.add_cities({"town": dict(net="town.osm", junctions=3, days=2, frames=7, peak_flow=100)})
+    assert make.filmed("town", 1) == {0: 7, 1: 7, 2: 7}
+    assert make.filmed("town", make.REHEARSAL) == {}
+
+
+def city_map(projection=True):
+    """A map of three junctions on a line, whose degrees are thousandths of a meter."""
+    junctions = [dict(id=name, x=x, y=0.0) for name, x in (("a", 0.0), ("b", 200.0), ("c", 400.0))]
+    net = SimpleNamespace(
+        hasGeoProj=lambda: projection, convertLonLat2XY=lambda lon, lat: (1000 * lon, 1000 * lat)
+    )
+    return SimpleNamespace(net=net, junctions=junctions)
+
+
+def test_junctions_nearest_to_points(make):
+    assert make.nearest_junctions(city_map(), [(0.39, 0.01), (0.05, 0.0)]) == ["c", "a"]
+    with pytest.raises(SystemExit, match="0.16 0.0 was chosen before"):
+        make.nearest_junctions(city_map(), [(0.2, 0.0), (0.16, 0.0)])
+    with pytest.raises(SystemExit, match="0.3 0.3 is out of view"):
+        make.nearest_junctions(city_map(), [(0.3, 0.3)])
+    with pytest.raises(SystemExit, match="no projection"):
+        make.nearest_junctions(city_map(projection=False), [(0.0, 0.0)])
+
+
+def test_pictures_become_a_task(make, tmp_path):
+    """What `own` writes is read back by `from_folder`: same pixels, levels in order, whole junctions."""
+    with np.load(CAMERAS / "helsinki.npz") as stored:
+        rows = {key: stored[key][stored["split"] == 2] for key in make.COLUMNS}
+    # Junctions by their main level, three for each of two levels, so that they can be dealt.
+    keep = np.isin(rows["junction"], (15, 23, 27, 7, 19, 11)) & np.isin(rows["level_ahead"], (0, 1))
+    rows = {key: value[keep][::9] for key, value in rows.items()}
+    make.write_pictures(rows, tmp_path / "pictures")
+    for empty in ("2_dense", "3_jammed"):
+        (tmp_path / "pictures" / empty).rmdir()
+    task = citynb.CityTask.from_folder(
+        tmp_path / "pictures", image_size=96, group_of=lambda path: path.stem.split("_")[0]
+    )
+    assert task.class_names == ("0_free", "1_steady")
+    splits = (task.train, task.validation, task.test)
+    assert sum(map(len, splits)) == len(rows["day"])
+    found = {
+        (bytes((255 * picture).round().astype(np.uint8)), label, group)
+        for split in splits
+        for picture, label, group in zip(split.inputs, split.labels, split.groups)
+    }
+    expected = {
+        (bytes(frame), label, f"junction{junction:02d}")
+        for frame, label, junction in zip(rows["frames"], rows["level_ahead"], rows["junction"])
+    }
+    assert found == expected
+
+
+def test_a_network_becomes_pictures(make, run, monkeypatch, tmp_path):
+    """The whole way, where SUMO is installed: about half a minute."""
+    sumo = pytest.importorskip("sumo")
+    pytest.importorskip("libsumo")
+    grid = Path(sumo.SUMO_HOME) / "tools" / "game" / "grid6" / "grid6.net.xml"
+    words = ["own", "--out", tmp_path / "work", "--map", grid, "--junctions", 2, "--days", 1]
+    monkeypatch.setattr("sys.argv", ["make.py", *map(str, words), "--frames", "5"])
+    make.main()
+    work = tmp_path / "work"
+    assert len(list((work / "grid6_pictures").glob("*/junction0[01]_day00_*.png"))) == 10
+    with np.load(work / "grid6.npz") as stored:
+        assert set(make.COLUMNS) < set(stored.files) and len(stored["frames"]) == 10
+    assert (work / "grid6_junctions.csv").read_text().count("\n") == 3
+    assert "other settings" in run(*words, "--frames", 6)
