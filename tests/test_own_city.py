@@ -2,6 +2,8 @@
 
 import importlib.util
 import json
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -111,17 +113,18 @@ def test_pictures_become_a_task(make, tmp_path):
     assert found == expected
 
 
-def test_a_network_becomes_pictures(make, run, monkeypatch, tmp_path):
+def test_a_network_becomes_pictures(make, tmp_path):
     """The whole way, where SUMO is installed: about half a minute."""
     sumo = pytest.importorskip("sumo")
     pytest.importorskip("libsumo")
     grid = Path(sumo.SUMO_HOME) / "tools" / "game" / "grid6" / "grid6.net.xml"
-    words = ["own", "--out", tmp_path / "work", "--map", grid, "--junctions", 2, "--days", 1]
-    monkeypatch.setattr("sys.argv", ["make.py", *map(str, words), "--frames", "5"])
-    make.main()
     work = tmp_path / "work"
+    command = [sys.executable, CAMERAS / "make.py", "own", "--out", work, "--map", grid]
+    command += ["--junctions", "2", "--days", "1", "--frames"]
+    subprocess.run([*command, "5"], check=True)
     assert len(list((work / "grid6_pictures").glob("*/junction0[01]_day00_*.png"))) == 10
     with np.load(work / "grid6.npz") as stored:
         assert set(make.COLUMNS) < set(stored.files) and len(stored["frames"]) == 10
     assert (work / "grid6_junctions.csv").read_text().count("\n") == 3
-    assert "other settings" in run(*words, "--frames", 6)
+    again = subprocess.run([*command, "6"], capture_output=True, text=True)
+    assert again.returncode == 1 and "other settings" in again.stderr
