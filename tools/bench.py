@@ -6,6 +6,7 @@
     hub      one training step through citynb.HubLayer, against the same weights in plain Keras
     cached   a frozen epoch on cached features, against the usual frozen epoch
     step     the share of the machine's matrix-multiplication peak that a fine-tuning step uses
+    rows     each network row of *Where fine-tuning wins*: citynb.fine_tune against compile and fit
     make     seconds of `make book` and `make test`
     clone    seconds from a fresh clone to the first fine-tuned model
 
@@ -135,6 +136,54 @@ def step():
     )
 
 
+def rows():
+    """Train 100 frames by fine_tune and by plain Keras: the same pictures, steps and optimizer."""
+    task = citynb.load("cameras").subset(100)
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    settings = dict(batch_size=BATCH, schedule="constant", validate=False, progress=False)
+    for name, backbone, weights, epochs in (
+        ("from scratch", "city_resnet", None, 4),
+        ("ImageNet, frozen", "efficientnet_lite0", "pretrained", 0),
+        ("ImageNet, fine-tuned", "efficientnet_lite0", "pretrained", 4),
+        ("city_resnet, frozen", "city_resnet", "pretrained", 0),
+        ("city_resnet, fine-tuned", "city_resnet", "pretrained", 4),
+    ):
+
+        def classifier(backbone=backbone, weights=weights):
+            body = citynb.backbone(backbone, image_size=task.input_shape[:2], weights=weights)
+            return citynb.classifier(body, task.num_classes)
+
+        def ours(epochs=epochs, weights=weights):
+            batch_norm = "frozen" if weights else "train"
+            head_epochs = 0 if epochs else 20
+            citynb.fine_tune(
+                classifier(), task, head_epochs=head_epochs, epochs=epochs, batch_norm=batch_norm,
+                **settings,
+            )  # fmt: skip
+
+        def plain(epochs=epochs, weights=weights):
+            model = classifier()
+            if not epochs:
+                citynb.freeze(model.layers[-2])
+            elif weights:
+                citynb.freeze(model.layers[-2], batch_norm_only=True)
+            model.compile(keras.optimizers.AdamW(1e-4), loss)
+            model.fit(
+                task.train.inputs,
+                task.train.labels,
+                batch_size=BATCH,
+                epochs=epochs or 20,
+                verbose=0,
+            )
+
+        low, middle, high = ratio_of(plain, ours, pairs=3)
+        took = seconds_of(ours)
+        print(
+            f"rows: {name}: {took:.1f} s, {len(task.train) * (epochs or 20) / took:.0f} pictures a "
+            f"second; fine_tune is {middle:.2f} times as fast as fit ({low:.2f} to {high:.2f})"
+        )
+
+
 def make():
     for target in ("book", "test"):
         run = seconds_of(lambda: subprocess.run(["make", "-s", target], cwd=ROOT, check=True))  # noqa: B023
@@ -159,7 +208,7 @@ def clone():
     )
 
 
-BENCHMARKS = {work.__name__: work for work in (hub, cached, step, make, clone)}
+BENCHMARKS = {work.__name__: work for work in (hub, cached, step, rows, make, clone)}
 
 if __name__ == "__main__":
     chosen = sys.argv[1:] or list(BENCHMARKS)
