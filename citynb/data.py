@@ -369,13 +369,10 @@ def load(name, **options):
     """Load one of the book's datasets as a `CityTask`.
 
     Args:
-        name: `"i94"`, two years of hourly westbound volume on Interstate 94; or `"cameras"`,
-            simulated aerial views of junctions in Helsinki, 96 x 96 pixels of one meter, whose
-            channels are now, 20 s and 40 s ago.
-        **options: for `i94`: `horizon` (hours), `target` (`"demand"` or `"surprise"`) and
-            `fold` (None, or 0 to 3 for the rolling folds; fold 1 is tested in winter). For
-            `cameras`: `label`, the congestion level of the next two minutes (`"ahead"`), of
-            the moments shown (`"now"`), or five minutes ahead (`"5min"`).
+        name: the name of a module in `citynb.datasets`, for example `"i94"`, two years of hourly
+            volume on an interstate, or `"cameras"`, simulated aerial views of junctions.
+        **options: what that module's `load` takes, for example `horizon=3` for `i94`, or
+            `label="now"` for `cameras`; its docstring says which there are.
 
     Returns:
         CityTask.

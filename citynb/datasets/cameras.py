@@ -7,7 +7,12 @@ from citynb.data import CityTask, Split, data_folder
 
 
 def load(label="ahead"):
-    """Return the task of Helsinki; `label` is "ahead", "now" or "5min"."""
+    """Return the task: pictures of 96 x 96 pixels of one meter; channels now, 20 s and 40 s ago.
+
+    Args:
+        label: the congestion level of the next two minutes (`"ahead"`), of the moments shown
+            (`"now"`), or five minutes ahead (`"5min"`).
+    """
     if label not in ("ahead", "now", "5min"):
         raise ValueError(f"label is {label!r}; choose 'ahead', 'now' or '5min'.")
     folder = data_folder() / "cameras"

@@ -14,7 +14,12 @@ FOLDS = {
 
 
 def load(horizon=1, target="demand", fold=None):
-    """Return the task; `horizon` and `target` as in `CityTask.from_counts`, `fold` from FOLDS."""
+    """Return the task: which level of demand, `horizon` hours ahead?
+
+    Args:
+        horizon, target: as in `CityTask.from_counts`.
+        fold: None, or 0 to 3 for the rolling folds of FOLDS; fold 1 is tested in winter.
+    """
     if fold not in FOLDS:
         raise ValueError(f"i94 has no fold {fold!r}; choose None, 0, 1, 2 or 3.")
     folder = data_folder() / "i94"
