@@ -1,0 +1,207 @@
+"""The tiles of Helsinki: labels and indices follow from the maps, and no two splits touch."""
+
+import hashlib
+import importlib.util
+import json
+
+import numpy as np
+import pytest
+
+import citynb
+from citynb.data import data_folder
+from citynb.datasets import helsinki
+
+FOLDER = data_folder() / "helsinki"
+CENTER = slice(15, 33)  # of 48 pixels: the 18 in the middle
+
+
+@pytest.fixture(scope="module")
+def make():
+    spec = importlib.util.spec_from_file_location("helsinki_make", FOLDER / "make.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def city():
+    return helsinki.city()
+
+
+@pytest.fixture(scope="module")
+def compared():
+    with np.load(FOLDER / "predictions.npz", allow_pickle=False) as stored:
+        return json.loads(str(stored["meta"])), stored["predictions"]
+
+
+def windows(city, name):
+    """Cut the tiles out of one of the city's maps."""
+    return [
+        city[name][row : row + 48, column : column + 48]
+        for row, column in zip(city["row"], city["column"], strict=True)
+    ]
+
+
+def painted(city, tiles, margin=0):
+    """Return a mask of the city: what these tiles cover, widened by a margin."""
+    mask = np.zeros(city["use"].shape, bool)
+    for row, column in zip(city["row"][tiles], city["column"][tiles], strict=True):
+        mask[
+            max(0, row - margin) : row + 48 + margin, max(0, column - margin) : column + 48 + margin
+        ] = True
+    return mask
+
+
+def test_shapes_and_ranges():
+    task = citynb.load("helsinki", fold=1)
+    assert task.input_shape == (48, 48, 3)
+    assert task.class_names == ("residential", "commercial", "civic", "green")
+    for part in (task.train, task.validation, task.test):
+        assert part.inputs.dtype == np.float32 and part.labels.dtype == np.int64
+        assert set(np.unique(part.inputs[..., :2])) == {0, 1}
+        assert set(np.unique(part.inputs[..., 2])) <= {0, 0.5, 1}
+        assert np.isfinite(part.table.to_numpy()).all() and part.table.shape[1] == 14
+
+
+def test_labels_follow_from_the_map_of_uses(city):
+    for window, label in zip(windows(city, "use"), city["label"], strict=True):
+        center = window[CENTER, CENTER]
+        tagged = center[center > 0]
+        assert tagged.size >= center.size / 2
+        values, counts = np.unique(tagged, return_counts=True)
+        assert values[counts.argmax()] - 1 == label
+        assert counts.max() / tagged.size >= 2 / 3
+
+
+def test_no_labelled_tile_was_left_out(city, make):
+    rows, columns, labels = make.tiles(city["use"])
+    assert np.array_equal(rows, city["row"]) and np.array_equal(columns, city["column"])
+    assert np.array_equal(labels, city["label"])
+
+
+def test_no_two_centers_share_a_pixel(city):
+    seen = np.zeros(city["use"].shape, int)
+    for row, column in zip(city["row"], city["column"], strict=True):
+        seen[row + 15 : row + 33, column + 15 : column + 33] += 1
+    assert seen.max() == 1
+
+
+def test_indices_follow_from_the_tile(city, make):
+    names = city["table_names"].tolist()
+    tiles = list(zip(windows(city, "buildings"), windows(city, "streets"), strict=True))
+    again = np.array([make.morphology(*tile) for tile in tiles], np.float32)
+    assert np.allclose(again, city["table"], rtol=1e-5)
+    for (buildings, streets), row in zip(tiles, city["table"], strict=True):
+        numbers = [n for n in set(buildings.ravel().tolist()) if n]
+        sizes = [4 * (buildings == n).sum() for n in numbers]  # a pixel is 4 square meters
+        expected = {
+            "built share": (buildings > 0).sum() / 48**2,
+            "buildings": len(numbers),
+            "largest building area": max(sizes, default=0),
+            "mean building area": sum(sizes) / len(sizes) if sizes else 0,
+            "carriageway share": (streets == 2).sum() / 48**2,
+            "path share": (streets == 1).sum() / 48**2,
+        }
+        for name, value in expected.items():
+            assert row[names.index(name)] == pytest.approx(value, rel=1e-5), name
+
+
+def test_the_label_is_not_in_the_picture(city):
+    without = city | {"use": np.zeros_like(city["use"]), "label": np.zeros_like(city["label"])}
+    assert np.array_equal(helsinki.draw_tiles(without), helsinki.draw_tiles(city))
+    assert not {"use", "label", "row", "column"} & set(city["table_names"].tolist())
+
+
+def test_pictures_show_buildings_walls_and_streets(city):
+    pictures = helsinki.draw_tiles(city)
+    for picture, buildings, streets in zip(
+        pictures, windows(city, "buildings"), windows(city, "streets"), strict=True
+    ):
+        assert np.array_equal(picture[..., 0] == 1, buildings > 0)
+        assert np.array_equal(picture[..., 2] * 2, streets)
+        wall = picture[1:, 1:, 1] == 1
+        inner = buildings[1:, 1:]
+        other = (inner != buildings[:-1, 1:]) | (inner != buildings[1:, :-1])
+        assert np.array_equal(wall, (inner > 0) & other)
+
+
+@pytest.mark.parametrize("fold", range(3))
+def test_no_two_splits_touch(city, fold):
+    parts = helsinki.parts("spatial", fold, city)
+    for one, other in (("train", "validation"), ("train", "test"), ("validation", "test")):
+        widened = painted(city, parts[one], margin=helsinki.GAP)
+        assert not (widened & painted(city, parts[other])).any(), (one, other)
+
+
+def test_the_gap_is_the_one_that_the_card_names(city):
+    assert helsinki.GAP * 2 == 24 and "within 24 m" in (FOLDER / "card.md").read_text()
+    parts = helsinki.parts("spatial", 0, city)
+    wider = painted(city, parts["train"], margin=helsinki.GAP + 20)
+    assert (wider & painted(city, parts["test"])).any(), "the check above could not fail"
+
+
+def test_the_random_split_overlaps(city):
+    parts = helsinki.parts("random", 0, city)
+    shared = painted(city, parts["train"]) & painted(city, parts["test"])
+    assert shared.sum() > painted(city, parts["test"]).sum() / 2
+
+
+@pytest.mark.parametrize("split", ["spatial", "random"])
+def test_every_tile_is_tested_once(city, split):
+    tested = [helsinki.parts(split, fold, city)["test"] for fold in range(3)]
+    assert sorted(np.concatenate(tested)) == list(range(len(city["label"])))
+
+
+def test_a_block_lies_in_one_band_and_one_place(city):
+    blocks = helsinki.blocks(city)
+    assert len(np.unique(blocks)) == 24
+    for block in np.unique(blocks):
+        rows, columns = (city[key][blocks == block].astype(int) for key in ("row", "column"))
+        assert np.ptp(rows) <= 832 / 6 and np.ptp(columns) <= 505 / 4
+
+
+def test_the_index_of_a_table_is_the_number_of_the_tile(city):
+    task = citynb.load("helsinki", fold=2)
+    tile = task.test.table.index[7]
+    assert task.test.labels[7] == city["label"][tile]
+    assert np.array_equal(task.test.inputs[7], helsinki.draw_tiles(city)[tile])
+    assert np.array_equal(task.test.table.iloc[7], city["table"][tile])
+
+
+def test_an_unknown_split_or_fold_is_refused():
+    with pytest.raises(ValueError, match="'spatial' or 'random'"):
+        citynb.load("helsinki", split="time")
+    with pytest.raises(ValueError, match="no fold 3; choose 0 to 2"):
+        citynb.load("helsinki", fold=3)
+
+
+def test_results_come_from_the_script_as_it_stands(compared):
+    meta, _ = compared
+    script = hashlib.sha256((FOLDER / "make.py").read_bytes()).hexdigest()
+    assert meta["script_sha256"] == script, "make.py changed after its results; run it again"
+    assert meta["versions"].keys() >= {"tensorflow", "keras", "sklearn", "numpy"}
+
+
+def test_results_cover_every_tile_and_three_seeds(compared, city, make):
+    meta, predictions = compared
+    assert predictions.shape == (len(meta["runs"]), len(city["label"]))
+    assert 0 <= predictions.min() <= predictions.max() <= 3
+    seeds = {}
+    for run in meta["runs"]:
+        seeds.setdefault((run["split"], run["name"]), set()).add(run["seed"])
+        assert run["seconds"] > 0
+    wanted = {("spatial", name) for name in make.TRIED} | {
+        ("random", name) for name in make.AT_RANDOM
+    }
+    assert seeds == {row: {0, 1, 2} for row in wanted}
+
+
+def test_each_row_runs_with_the_setting_that_validation_chose(compared, make):
+    tuned = json.loads((FOLDER / "tuning.json").read_text())
+    for run in compared[0]["runs"]:
+        tried = tuned[run["name"]]
+        assert [{k: v for k, v in t.items() if k != "macro_f1"} for t in tried] == make.TRIED[
+            run["name"]
+        ]
+        best = max(tried, key=lambda setting: setting["macro_f1"])
+        assert all(run[key] == value for key, value in best.items() if key != "macro_f1")
