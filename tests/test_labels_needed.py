@@ -1,0 +1,79 @@
+"""The stored comparison belongs to its script, is complete, and its scores come again."""
+
+import hashlib
+import importlib.util
+import json
+
+import numpy as np
+import pytest
+
+import citynb
+from citynb.data import data_folder
+
+FOLDER = data_folder() / "labels_needed"
+
+
+@pytest.fixture(scope="module")
+def make():
+    spec = importlib.util.spec_from_file_location("labels_needed_make", FOLDER / "make.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def stored():
+    with np.load(FOLDER / "predictions.npz", allow_pickle=False) as file:
+        return json.loads(str(file["meta"])), {part: file[part] for part in ("validation", "test")}
+
+
+@pytest.fixture(scope="module")
+def task():
+    return citynb.load("cameras")
+
+
+def test_results_come_from_the_script_as_it_stands(stored):
+    script = hashlib.sha256((FOLDER / "make.py").read_bytes()).hexdigest()
+    assert stored[0]["script_sha256"] == script, "make.py changed after its results"
+
+
+def test_every_row_has_its_seeds(stored, make):
+    meta, _ = stored
+    found = {}
+    for run in meta["runs"]:
+        found.setdefault((run["name"], run["labels"]), []).append(run["seed"])
+    rows = set(make.SEARCH) - set(make.LEFT_OUT)
+    assert set(found) == {(name, labels) for name in rows for labels in make.EPOCHS}
+    for (_, labels), seeds in found.items():
+        assert sorted(seeds) == list(range(make.SEEDS[labels]))
+
+
+def test_settings_are_the_best_of_the_search(stored, make):
+    meta, _ = stored
+    for run in meta["runs"]:
+        trials = meta["search"]["tried"][run["name"]]
+        assert run["settings"] == max(trials, key=lambda trial: trial[0])[1]
+    assert not set(make.SEARCH_SEEDS) & {run["seed"] for run in meta["runs"]}
+
+
+def test_the_scores_are_those_of_the_probabilities(stored, task):
+    meta, probabilities = stored
+    for part, values in probabilities.items():
+        assert values.shape == (len(meta["runs"]), len(getattr(task, part)), 4)
+        for run, one in zip(meta["runs"][::17], values[::17], strict=True):
+            result = citynb.evaluate(one.astype(float), task, part, resamples=2)
+            assert result.macro_f1 == pytest.approx(run[f"{part}_macro_f1"], abs=0.003)
+
+
+@pytest.mark.parametrize("labels", [25, 300])
+def test_table_rows_come_again(stored, make, task, labels):
+    meta, probabilities = stored
+    for name in make.TABLES:
+        row = next(
+            i
+            for i, run in enumerate(meta["runs"])
+            if (run["name"], run["labels"], run["seed"]) == (name, labels, 1)
+        )
+        model, _ = make.train(name, task, 1, labels, meta["runs"][row]["settings"])
+        again = citynb.evaluate(model, task, "test", resamples=2).probabilities
+        np.testing.assert_allclose(again, probabilities["test"][row], atol=2e-3)
