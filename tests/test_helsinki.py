@@ -137,7 +137,7 @@ def test_the_gap_is_the_one_that_the_card_names(city):
     assert helsinki.GAP * 2 == 24 and "within 24 m" in (FOLDER / "card.md").read_text()
     parts = helsinki.parts("spatial", 0, city)
     wider = painted(city, parts["train"], margin=helsinki.GAP + 20)
-    assert (wider & painted(city, parts["test"])).any(), "the check above could not fail"
+    assert (wider & painted(city, parts["validation"])).any(), "the check above could not fail"
 
 
 def test_the_random_split_overlaps(city):
