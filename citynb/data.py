@@ -369,9 +369,11 @@ def load(name, **options):
     """Load one of the book's datasets as a `CityTask`.
 
     Args:
-        name: the name of a module in `citynb.datasets`, for example `"i94"`, two years of hourly
-            volume on an interstate, or `"cameras"`, simulated aerial views of junctions.
-        **options: what that module's `load` takes, for example `horizon=3` for `i94`, or
+        name: str, a module of `citynb.datasets`: `"i94"` (hourly volume on an interstate),
+            `"cameras"` (simulated aerial views of junctions), `"portland"` (signal detectors),
+            `"nox"` (air beside a motorway), `"stops"` (recorded police stops), `"helsinki"`
+            (land use from building plans).
+        **options: what that module's `load` takes, for example `horizon=3` (hours) for `i94`, or
             `label="now"` for `cameras`; its docstring says which there are.
 
     Returns:
