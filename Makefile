@@ -79,7 +79,8 @@ book: setup
 	@echo "The book is at file://$(ROOT)/_build/html/index.html"
 
 # One pytest run, so that its last line speaks for everything. Two workers, each with whole
-# files: the cells of a notebook share a kernel. tests/test_book.py uses Chromium: the system's, or else one that Playwright puts into .cache.
+# files: the cells of a notebook share a kernel. tests/test_book.py uses Chromium: the
+# system's, or else one that Playwright puts into .cache.
 test: book
 	@$(PY) tools/chromium.py --install
 	@$(PY) -m pytest -n 2 --dist loadscope --nbval-lax --nbval-current-env --nbval-cell-timeout=300 \

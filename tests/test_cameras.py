@@ -1,7 +1,6 @@
 """The shipped `cameras` files: checksums, shapes, labels that follow from the table, splits that do not leak."""
 
 import hashlib
-import importlib.util
 from pathlib import Path
 
 import numpy as np
@@ -12,11 +11,8 @@ LABELS = ("level_ahead", "level_now", "level_5min")
 
 
 @pytest.fixture(scope="module")
-def make():
-    spec = importlib.util.spec_from_file_location("cameras_make", FOLDER / "make.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def make(load_make):
+    return load_make("cameras")
 
 
 @pytest.fixture(scope="module")

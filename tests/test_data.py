@@ -1,13 +1,16 @@
 """Every folder of data/ has a card, the script that made it, and files that are what they were."""
 
 import hashlib
+import json
 import re
 
+import numpy as np
 import pytest
 from execute import ROOT
 
 DATA = ROOT / "data"
 FOLDERS = sorted(path for path in DATA.glob("*/") if path.name != "__pycache__")
+COMPARED = [folder for folder in FOLDERS if (folder / "predictions.npz").exists()]
 MAX_BYTES = 25 * 1024**2  # all of data/
 
 FIELDS = ["What", r"Licen[cs]e", "Attribution"]
@@ -57,6 +60,21 @@ def test_files_are_listed_and_whole(folder):
 @pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)
 def test_script_that_made_it_is_there(folder):
     compile((folder / "make.py").read_text(), str(folder / "make.py"), "exec")
+
+
+def test_comparisons_are_looked_at():
+    assert {folder.name for folder in COMPARED} >= {
+        "helsinki", "labels_needed", "nox", "portland", "sensors_as_images", "stops",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("folder", COMPARED, ids=lambda folder: folder.name)
+def test_results_come_from_the_script_as_it_stands(folder):
+    with np.load(folder / "predictions.npz", allow_pickle=False) as stored:
+        meta = json.loads(str(stored["meta"]))
+    script = hashlib.sha256((folder / "make.py").read_bytes()).hexdigest()
+    assert meta["script_sha256"] == script, "make.py changed after its results; run it again"
+    assert meta["versions"].keys() >= {"tensorflow", "keras", "sklearn", "numpy"}
 
 
 def test_all_data_is_small():

@@ -1,6 +1,5 @@
 """`data/cameras/make.py own`: refusals, the choice of junctions, and pictures that become a task."""
 
-import importlib.util
 import json
 import subprocess
 import sys
@@ -16,12 +15,9 @@ CAMERAS = Path(__file__).resolve().parents[1] / "data" / "cameras"
 
 
 @pytest.fixture
-def make():
+def make(load_make):
     """A fresh module for each test, because `own` adds a city to its table."""
-    spec = importlib.util.spec_from_file_location("cameras_make", CAMERAS / "make.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_make("cameras")
 
 
 @pytest.fixture

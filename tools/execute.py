@@ -6,8 +6,8 @@
     python tools/execute.py --check                only say which are stale
 
 A notebook's outputs are stale when its code, the code of citynb (comments and docstrings
-do not count), or a file or the loader of a dataset it names has changed since they were made. A notebook
-that fails is left as it was.
+do not count), or a file or the loader of a dataset it names has changed since they were
+made. A notebook that fails is left as it was.
 """
 
 import argparse
