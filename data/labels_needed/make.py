@@ -12,6 +12,7 @@ about half an hour.
 
 import argparse
 import hashlib
+import itertools
 import json
 import os
 import time
@@ -174,11 +175,12 @@ def chosen(tried):
 def collect(full):
     """Write predictions.npz: the probabilities of every run, and what they were made with."""
     tried = search(full, SEARCH)
+    best = chosen(tried)
     rows = [
         train_once("run", name, full, seed, labels, settings)
         for labels in EPOCHS
         for seed in range(SEEDS[labels])
-        for name, settings in chosen(tried).items()
+        for name, settings in best.items()
     ]
     meta = {
         "script_sha256": hashlib.sha256(Path(__file__).read_bytes()).hexdigest(),
@@ -210,9 +212,10 @@ def main():
         for name, found in search(full, arguments.names).items():
             print(name, found, flush=True)
     elif arguments.task == "run":
-        for seed in arguments.seeds:
-            for labels in (labels for labels in EPOCHS if seed < SEEDS[labels]):
-                for name, settings in chosen(search(full, arguments.names)).items():
+        best = chosen(search(full, arguments.names))
+        for seed, labels in itertools.product(arguments.seeds, EPOCHS):
+            if seed < SEEDS[labels]:
+                for name, settings in best.items():
                     train_once("run", name, full, seed, labels, settings)
     else:
         collect(full)
