@@ -7,13 +7,17 @@ run = citynb.fine_tune(model, task, learning_rate=1e-3)  # 4 train
 report = citynb.evaluate(model, task)                    # 5 evaluate
 """
 
+from citynb.session import check_versions, start
+
+check_versions()  # first: the modules below use what old libraries lack
+
+# ruff: noqa: E402, I001
 from citynb.backbones import HubLayer, backbone
 from citynb.comparison import compare
 from citynb.data import CityTask, load
 from citynb.display import say, show_figure
 from citynb.evaluation import evaluate
 from citynb.heads import classifier, freeze
-from citynb.session import start
 from citynb.training import fine_tune
 
 __all__ = [

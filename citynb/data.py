@@ -16,6 +16,7 @@ from pathlib import Path
 import keras
 import numpy as np
 import pandas as pd
+from PIL import UnidentifiedImageError
 
 from citynb import datasets
 
@@ -383,7 +384,8 @@ def load(name, **options):
         ValueError: no dataset has this name (the message says the nearest), or a file is
             not the one that its checksum names.
     """
-    known = sorted(module.name for module in pkgutil.iter_modules(datasets.__path__))
+    modules = {module.name for module in pkgutil.iter_modules(datasets.__path__)}
+    known = sorted(modules - {"rebuild"})  # that one serves the scripts which make the data
     if name not in known:
         nearest = difflib.get_close_matches(str(name), known, n=1, cutoff=0.0)[0]
         raise ValueError(
@@ -549,20 +551,26 @@ def _deal_groups(files, part, shares, rng, name):
     # A group goes with the class it has most of, so that rare classes reach every part.
     main_class = undealt.groupby("group")["class"].agg(lambda found: found.mode()[0])
     dealt = {}
-    for class_name, groups in main_class.groupby(main_class):
-        if len(groups) < len(shares):
-            raise ValueError(
-                f"{name}: the class {class_name!r} has {len(groups)} group(s); {len(shares)} or "
-                f"more are needed, one for each of {', '.join(shares)}. Add pictures from other "
-                "places, or give train, validation and test folders yourself."
-            )
+    for _, groups in main_class.groupby(main_class):
         shuffled = rng.permutation(groups.index.to_numpy())
-        ends = np.cumsum(list(shares.values())) * len(groups)
-        ends = np.maximum(np.round(ends).astype(int), np.arange(1, len(shares) + 1))
-        ends = np.minimum(ends, len(groups) - np.arange(len(shares) - 1, -1, -1))
+        ends = np.round(np.cumsum(list(shares.values())) * len(groups)).astype(int)
+        least = np.arange(1, len(shares) + 1)  # a group for each part, as far as they reach
+        most = len(groups) - np.arange(len(shares) - 1, -1, -1)
+        ends = np.clip(ends, least, np.maximum(most, least)).clip(max=len(groups))
         for new_part, members in zip(shares, np.split(shuffled, ends[:-1])):
             dealt |= dict.fromkeys(members, new_part)
-    files.loc[undealt.index, "part"] = undealt["group"].map(dealt)
+    parts = undealt["group"].map(dealt)
+    # A rare class may be nowhere the main one and still reach every part, inside of groups.
+    for class_name, found in parts.groupby(undealt["class"]):
+        if missing := [part for part in shares if part not in set(found)]:
+            groups = undealt["group"][undealt["class"] == class_name].nunique()
+            raise ValueError(
+                f"{name}: the class {class_name!r} has {groups} group(s), and none of them came "
+                f"to {missing[0]}; {len(shares)} or more are needed, one for each of "
+                f"{', '.join(shares)}. Add pictures from other places, or give train, validation "
+                "and test folders yourself."
+            )
+    files.loc[undealt.index, "part"] = parts
 
 
 def _read_picture(path, shape):
@@ -570,9 +578,12 @@ def _read_picture(path, shape):
         picture = keras.utils.load_img(
             path, target_size=shape, interpolation="bilinear", keep_aspect_ratio=True
         )
-    except OSError as error:  # also PIL.UnidentifiedImageError
+    except OSError as error:
+        reason = error
+        if isinstance(error, UnidentifiedImageError):  # its text names an address in memory
+            reason = "its content is neither JPEG nor PNG"
         raise ValueError(
-            f"{path} cannot be read as a picture ({error}). Remove it or get it again."
+            f"{path} cannot be read as a picture ({reason}). Remove it or get it again."
         ) from error
     return np.asarray(picture, np.float32) / 255
 

@@ -85,11 +85,8 @@ def freeze(layer, *, batch_norm_only=False):
         AttributeError: `layer` is not a Keras layer.
     """
     for part in layer._flatten_layers():  # itself and every layer inside, parents first
-        part.trainable = batch_norm_only
-    if batch_norm_only:
-        for part in layer._flatten_layers():
-            if isinstance(part, keras.layers.BatchNormalization):
-                part.trainable = False
-            elif hasattr(part, "freeze_batch_norm"):  # a Hub model hides its BatchNorm layers
-                part.freeze_batch_norm = True
+        is_batch_norm = isinstance(part, keras.layers.BatchNormalization)
+        part.trainable = batch_norm_only and not is_batch_norm
+        if batch_norm_only and hasattr(part, "freeze_batch_norm"):
+            part.freeze_batch_norm = True  # a Hub model hides its BatchNorm layers
     return layer

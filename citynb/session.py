@@ -3,6 +3,9 @@
 import os
 import sys
 
+import keras
+import tensorflow as tf
+
 MINIMUM_TENSORFLOW = (2, 20)
 MINIMUM_KERAS = (3, 13)
 COLAB_GPU_MENU = "Runtime > Change runtime type > T4 GPU > Save"
@@ -23,16 +26,11 @@ def start(seed=0):
         str, the profile: `"cpu"` or `"gpu"`.
 
     Raises:
-        RuntimeError: TensorFlow or Keras is too old, or Keras runs on another backend.
+        RuntimeError: Keras runs on another backend.
         ValueError: `CITYNB_PROFILE` names a profile that does not exist.
     """
-    import keras
-    import tensorflow as tf
-
     from citynb import display
 
-    _require("TensorFlow", tf.__version__, MINIMUM_TENSORFLOW)
-    _require("Keras", keras.__version__, MINIMUM_KERAS)
     if keras.backend.backend() != "tensorflow":
         raise RuntimeError(
             f"Keras runs on {keras.backend.backend()!r}, but TensorFlow Hub models need the "
@@ -63,12 +61,20 @@ def start(seed=0):
     return profile
 
 
-def _require(library, version, minimum):
-    found = tuple(int(part) for part in version.split(".")[:2])
-    if found < minimum:
-        wanted = ".".join(map(str, minimum))
-        raise RuntimeError(
-            f"{library} {version} is too old for citynb: {wanted} or newer is needed. On Colab, "
-            "choose Runtime > Disconnect and delete runtime to get the current image; elsewhere, "
-            "run `make book` or `pip install -r requirements.txt` in a fresh environment."
-        )
+def check_versions():
+    """Refuse libraries that are too old, before one of them fails with a riddle.
+
+    Raises:
+        RuntimeError: TensorFlow or Keras is too old; the message says how to get a newer one.
+    """
+    for library, version, minimum in (
+        ("TensorFlow", tf.__version__, MINIMUM_TENSORFLOW),
+        ("Keras", keras.__version__, MINIMUM_KERAS),
+    ):
+        if tuple(int(part) for part in version.split(".")[:2]) < minimum:
+            raise RuntimeError(
+                f"{library} {version} is too old for citynb: {'.'.join(map(str, minimum))} or "
+                "newer is needed. On Colab, choose Runtime > Disconnect and delete runtime to get "
+                "the current image; elsewhere, run `make book` or `pip install -r "
+                "requirements.txt` in a fresh environment."
+            )

@@ -157,9 +157,10 @@ def fine_tune(
             **common,
         )
     if epochs:
-        freeze(backbone, batch_norm_only=True)
         head.trainable = True
-        if batch_norm == "train":
+        if batch_norm == "frozen":
+            freeze(backbone, batch_norm_only=True)
+        else:
             for layer in backbone._flatten_layers():
                 layer.trainable = True
                 if hasattr(layer, "freeze_batch_norm"):  # a Hub model has its own switch

@@ -100,6 +100,28 @@ def test_copies_share_a_group(flat):
         assert (np.unique(split.groups[split.labels == fire], return_counts=True)[1] == 2).all()
 
 
+def test_a_rare_class_inside_groups_of_others(flat):
+    """Two cameras see only fires, ten others one each: too few to deal alone, enough together."""
+    for camera in range(2, 10):
+        for picture in (flat / "fire").glob(f"cam{camera}_*"):
+            picture.unlink()
+    for camera in range(10):
+        draw(flat / f"fire/a{camera}_rare.png", 9000 + camera)
+
+    def camera_of(path):
+        if path.stem.startswith("a"):
+            return "accident" + path.stem[1]
+        return path.parent.name + path.stem[3]
+
+    task = citynb.CityTask.from_folder(flat, image_size=32, group_of=camera_of)
+    fire = CLASSES.index("fire")
+    splits = (task.train, task.validation, task.test)
+    assert sum((s.labels == fire).sum() for s in splits) == 14
+    assert all((s.labels == fire).any() for s in splits)
+    groups = [set(s.groups) for s in splits]
+    assert not groups[0] & groups[1] and not groups[1] & groups[2] and not groups[0] & groups[2]
+
+
 def test_refuses(flat, given, tmp_path):
     load = citynb.CityTask.from_folder
     with pytest.raises(FileNotFoundError, match="no folder .*nowhere"):
@@ -119,7 +141,7 @@ def test_refuses(flat, given, tmp_path):
         load(flat)
     draw(flat / "fire/cam9_0.png", 7777)
     (flat / "fire/cam0_0.png").write_bytes(b"no picture")
-    with pytest.raises(ValueError, match="fire.cam0_0.png cannot be read as a picture"):
+    with pytest.raises(ValueError, match="fire.cam0_0.png cannot be read .*neither JPEG nor PNG"):
         load(flat)
     (flat / "fire/notes.txt").write_text("x")
     with pytest.raises(ValueError, match="notes.txt is no picture .*Move it elsewhere"):

@@ -1,6 +1,10 @@
 """start(): one line, the same numbers each time, and a clear word about what is too old."""
 
+import os
 import re
+import subprocess
+import sys
+from pathlib import Path
 
 import keras
 import matplotlib.pyplot as plt
@@ -9,6 +13,7 @@ import pytest
 import tensorflow as tf
 
 import citynb
+from citynb.session import check_versions
 
 
 @pytest.fixture(autouse=True)
@@ -59,13 +64,27 @@ def test_too_old(monkeypatch, library, version, needed):
     monkeypatch.setattr(library, "__version__", version)
     message = f"{re.escape(version)} is too old for citynb: {needed} or newer is needed.*Runtime > "
     with pytest.raises(RuntimeError, match=message):
-        citynb.start()
+        check_versions()
 
 
 @pytest.mark.parametrize("version", ["2.20.0", "2.21.0-rc1", "2.100.0", "3.0.1"])
 def test_new_enough(monkeypatch, version):
     monkeypatch.setattr(tf, "__version__", version)
-    citynb.start()
+    check_versions()
+
+
+def test_a_library_too_old_to_import_citynb_is_named(tmp_path):
+    """The check comes before whatever an old library lacks: here it lacks everything."""
+    (tmp_path / "tensorflow.py").write_text("__version__ = '2.12.0'\n")
+    (tmp_path / "keras.py").write_text("__version__ = '2.12.0'\n")
+    paths = os.pathsep.join([str(tmp_path), str(Path(citynb.__file__).parents[1])])
+    found = subprocess.run(
+        [sys.executable, "-c", "import citynb"],
+        env={**os.environ, "PYTHONPATH": paths},
+        capture_output=True,
+        text=True,
+    )
+    assert "RuntimeError: TensorFlow 2.12.0 is too old for citynb" in found.stderr
 
 
 def test_other_backend_is_refused(monkeypatch):

@@ -48,7 +48,7 @@ def load(days=7, detectors="new"):
         stretch = counts[first : _before(stop)]
         city = (stretch[pooled] * AHEAD / capacity[pooled]).mean(axis=1)
         found = [
-            _examples(stretch[detector], capacity[detector], city, detector)
+            examples(stretch[detector], capacity[detector], city, detector)
             for detector in (new if detectors == "new" else pooled)
         ]
         inputs, labels, tables = zip(*found, strict=True)
@@ -89,8 +89,19 @@ def _before(day):
     return pd.Timestamp(day) - pd.Timedelta(minutes=15)
 
 
-def _examples(counts, capacity, city, detector):
-    """Return pictures, labels and table of one detector in one stretch, each half hour."""
+def examples(counts, capacity, city, detector):
+    """Return pictures, labels and table of one detector in one stretch, each half hour.
+
+    Args:
+        counts: Series of vehicles in each quarter-hour.
+        capacity: float, vehicles an hour.
+        city: Series of the other detectors' mean share of capacity, at the same quarter-hours.
+        detector: int, a number for the table.
+
+    Returns:
+        inputs float32 (n, 4, 6, 3), labels int (n,), and a DataFrame with n rows whose index is
+        the beginning of the target hour.
+    """
     times = counts.index
     share = counts * AHEAD / capacity  # as if each quarter-hour were a whole hour
     past, around = share.ffill(limit=3), city.ffill(limit=3)  # only the past fills a gap
