@@ -167,3 +167,18 @@ def test_every_row_has_three_seeds(stored):
     names = {name for name, _ in seeds}
     assert names == {"majority", "trees", "scratch", "frozen", "fine-tuned"}
     assert all(len(found) == 3 for found in seeds.values())
+
+
+def test_each_row_runs_with_the_settings_that_validation_chose(stored, make):
+    tried = json.loads((FOLDER / "tuning.json").read_text())
+    sizes = {100: 100, 300: 300, None: max(run["labels"] for run in stored[0]["runs"])}
+    for name, options in make.SEARCH.items():
+        for labels, size in sizes.items():
+            found = [t for t in tried if (t["name"], t["labels"]) == (name, labels)]
+            assert [one["settings"] for one in found] == options
+            best = max(one["macro_f1"] for one in found)
+            chosen = [one["settings"] for one in found if one["macro_f1"] == best]
+            for run in stored[0]["runs"]:
+                if (run["name"], run["labels"]) == (name, size):
+                    assert run["settings"] in chosen
+    assert make.SEARCH_SEED not in make.SEEDS

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from citynb.data import data_folder, load
+from citynb.data import DEMAND_CUTS, data_folder, fill_gaps, load, read_counts
 from citynb.datasets import portland
 
 FOLDER = data_folder() / "portland"
@@ -123,10 +123,35 @@ def test_results_fit_the_test_split(stored, task):
     assert np.allclose(probabilities.astype(float).sum(-1), 1, atol=5e-3)
 
 
-def test_every_row_has_three_seeds(stored):
+def test_every_row_has_three_seeds(stored, make):
     seeds = {}
     for run in stored[0]["runs"]:
         seeds.setdefault((run["name"], run["days"]), set()).add(run["seed"])
-    for name in ("majority", "trees", "trees, pooled too", "scratch", "frozen", "fine-tuned"):
+    for name in ("majority", "trees", "trees, pooled too", *make.SEARCH):
         assert {days for n, days in seeds if n == name} == {1, 3, 7}
     assert all(found == {0, 1, 2} for found in seeds.values())
+
+
+def test_each_row_runs_with_the_settings_that_validation_chose(stored, make):
+    tried = pd.DataFrame(json.loads((FOLDER / "tuning.json").read_text()))
+    for (name, days), found in tried.groupby(["name", "days"]):
+        mean = found["accuracy"].groupby(found["settings"].map(json.dumps)).mean()
+        assert len(mean) == len(make.SEARCH[name])
+        for run in stored[0]["runs"]:
+            if (run["name"], run["days"]) == (name, days):
+                assert json.dumps(run["settings"]) == mean.idxmax()
+    assert not set(make.SEARCH_SEEDS) & set(make.SEEDS)
+
+
+def test_the_interstate_shows_whole_hours_that_are_over(make):
+    """A picture of I-94 must not hold a part of the hour whose level is asked for."""
+    source = make.interstate().train
+    volume = fill_gaps(read_counts(data_folder() / "i94" / "i94.csv.gz")["traffic_volume"])
+    capacity = volume["2016-10":"2018-03"].quantile(0.995)
+    assert source.table.index.minute.unique().tolist() == [0]
+    for row in range(0, len(source), 997):
+        begins = source.table.index[row]
+        hours = volume[begins - pd.Timedelta(hours=6) : begins - pd.Timedelta(hours=1)]
+        shown = np.repeat(hours.to_numpy()[None] / capacity, 4, axis=0).clip(0, 1)
+        assert np.allclose(source.inputs[row, :, :, 0], shown, atol=1e-6)
+        assert source.labels[row] == np.digitize(volume[begins] / capacity, DEMAND_CUTS)

