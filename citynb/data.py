@@ -373,7 +373,7 @@ def load(name, **options):
         name: str, a module of `citynb.datasets`: `"i94"` (hourly volume on an interstate),
             `"cameras"` (simulated aerial views of junctions), `"portland"` (signal detectors),
             `"nox"` (air beside a motorway), `"stops"` (recorded police stops), `"helsinki"`
-            (land use from building plans).
+            (land use from building plans), `"travel_times"` (seconds on six road segments).
         **options: what that module's `load` takes, for example `horizon=3` (hours) for `i94`, or
             `label="now"` for `cameras`; its docstring says which there are.
 

@@ -97,9 +97,20 @@ def held_out(sensors, every):
 
 
 def speed_task(
-    speeds, sensors, nearby, days, free_flow, *, past, ahead, every=1, reach=1, block="D",
-    name="speeds", card=None,
-):  # fmt: skip
+    speeds,
+    sensors,
+    nearby,
+    days,
+    free_flow,
+    *,
+    past,
+    ahead,
+    every=1,
+    reach=1,
+    block="D",
+    name="speeds",
+    card=None,
+):
     """Make a task from any table of speeds: which level of service, `ahead` rows from now?
 
     An input is a space-time picture of `2 * reach + 1` rows (the sensor in the middle, and the
@@ -127,11 +138,17 @@ def speed_task(
         CityTask, split by time.
 
     Raises:
-        ValueError: a speed is missing, or the days have unlike times.
+        ValueError: a speed is missing, the days have unlike times, a day has none before it, or
+            there are no neighbors to show.
     """
+    if reach < 1 or len(set(nearby)) < 2:
+        raise ValueError(
+            f"{name}: reach is {reach} and nearby has {len(set(nearby))} sensor(s); a picture "
+            "needs a reach of 1 or more, and two sensors nearby or more."
+        )
     if speeds.isna().any(axis=None):
         raise ValueError(f"{name}: {speeds.isna().any().idxmax()} has gaps; fill them first.")
-    dates, day = np.unique(speeds.index.date, return_inverse=True)
+    dates = np.unique(speeds.index.date)
     steps = len(speeds) // len(dates)
     if len(speeds) % len(dates) or len(set(speeds.index.time)) != steps:
         raise ValueError(f"{name}: not every day has the same times; fill or drop the odd days.")
@@ -140,12 +157,12 @@ def speed_task(
     now = np.arange(past - 1, steps - ahead, every)
     back = np.arange(1 - past, 1)
     parts = []
-    for which, wanted in enumerate(days):
-        wanted = [np.flatnonzero(dates == date)[0] for date in wanted][which == 0 :]
+    for dealt in (days[0][1:], *days[1:]):
+        wanted = np.flatnonzero(np.isin(dates, dealt))
+        if 0 in wanted:
+            raise ValueError(f"{name}: {dates[0]} has no day before it; leave it out of the split.")
         found = [
-            _examples(
-                speeds, share, clock, sensor, nearby, np.array(wanted), now, back, ahead, reach
-            )
+            _examples(speeds, share, clock, sensor, nearby, wanted, now, back, ahead, reach)
             for sensor in sensors
         ]
         inputs, labels, tables = zip(*found, strict=True)
@@ -163,8 +180,8 @@ def speed_task(
 
 def _examples(speeds, share, clock, sensor, nearby, day, now, back, ahead, reach):
     """Return pictures, labels and table of one sensor on some days."""
-    place = list(speeds.columns).index(sensor)
-    others = [list(speeds.columns).index(other) for other in nearby if other != sensor]
+    place = speeds.columns.get_loc(sensor)
+    others = np.setdiff1d(speeds.columns.get_indexer(nearby), [place]).tolist()  # sorted
     before = [other for other in others if other < place][-reach:]
     after = [other for other in others if other > place][:reach]
     before = [(before or after)[0]] * (reach - len(before)) + before  # at an end of the road
