@@ -564,11 +564,12 @@ def _deal_groups(files, part, shares, rng, name):
     for class_name, found in parts.groupby(undealt["class"]):
         if missing := [part for part in shares if part not in set(found)]:
             groups = undealt["group"][undealt["class"] == class_name].nunique()
+            enough = groups >= len(shares)
+            way_out = "Choose another seed" if enough else "Add pictures from other places"
             raise ValueError(
                 f"{name}: the class {class_name!r} has {groups} group(s), and none of them came "
-                f"to {missing[0]}; {len(shares)} or more are needed, one for each of "
-                f"{', '.join(shares)}. Add pictures from other places, or give train, validation "
-                "and test folders yourself."
+                f"to {missing[0]}; each of {', '.join(shares)} needs one. {way_out}, or give train, "
+                "validation and test folders yourself."
             )
     files.loc[undealt.index, "part"] = parts
 

@@ -202,6 +202,21 @@ def test_search_finds_a_word(browser, address):
     result.page.context.close()
 
 
+def test_sliders_move_the_curve(browser, address):
+    """The three sliders of the page on noise, by the keyboard, without a kernel behind them."""
+    path = "chapters/math_of_sgd/stochastic_gradients.html"
+    with visit(browser, address, path).page as page:
+        curve = page.locator("polyline.now")
+        sliders = page.get_by_role("slider")
+        assert sliders.count() == 3
+        for number in range(3):
+            before = curve.get_attribute("points")
+            value = page.locator("output").nth(number).inner_text()
+            sliders.nth(number).press("ArrowRight")
+            assert curve.get_attribute("points") != before
+            assert page.locator("output").nth(number).inner_text() != value
+
+
 def test_colab_button_leads_to_the_notebook(desktop):
     links = desktop.page.locator("a[href*='colab.research.google.com']").evaluate_all(
         "all => all.map(a => a.href)"

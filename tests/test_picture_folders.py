@@ -1,5 +1,6 @@
 """CityTask.from_folder: the two layouts, no leak between splits, and clear refusals."""
 
+import re
 import shutil
 
 import numpy as np
@@ -122,6 +123,28 @@ def test_a_rare_class_inside_groups_of_others(flat):
     assert not groups[0] & groups[1] and not groups[1] & groups[2] and not groups[0] & groups[2]
 
 
+def test_an_unlucky_seed_is_told_to_choose_another(flat):
+    """Three cameras see a fire and mostly something else, so chance may leave a split without."""
+    for camera in range(10):
+        for picture in (flat / "fire").glob(f"cam{camera}_*"):
+            picture.unlink()
+    for camera in range(3):
+        draw(flat / f"fire/a{camera}_rare.png", 9000 + camera)
+
+    def camera_of(path):
+        rare = path.stem.startswith("a")
+        return "accident" + path.stem[1] if rare else path.parent.name + path.stem[3]
+
+    unlucky = 0
+    for seed in range(10):
+        try:
+            citynb.CityTask.from_folder(flat, image_size=32, group_of=camera_of, seed=seed)
+        except ValueError as error:
+            assert re.search("'fire' has 3 group.* needs one. Choose another seed", str(error))
+            unlucky += 1
+    assert unlucky > 0
+
+
 def test_refuses(flat, given, tmp_path):
     load = citynb.CityTask.from_folder
     with pytest.raises(FileNotFoundError, match="no folder .*nowhere"):
@@ -137,7 +160,7 @@ def test_refuses(flat, given, tmp_path):
     for camera in range(1, 10):
         for picture in (flat / "fire").glob(f"cam{camera}_*"):
             picture.unlink()
-    with pytest.raises(ValueError, match="the class 'fire' has 2 group.*3 or more"):
+    with pytest.raises(ValueError, match="the class 'fire' has 2 group.* needs one. Add pictures"):
         load(flat)
     draw(flat / "fire/cam9_0.png", 7777)
     (flat / "fire/cam0_0.png").write_bytes(b"no picture")
