@@ -209,13 +209,11 @@ def _download(url, target, times, timeout):
 def _unpack(archive, folder):
     try:
         if zipfile.is_zipfile(archive):
-            with zipfile.ZipFile(
-                archive
-            ) as file:  # extractall drops "..", drives and leading slashes
-                file.extractall(folder)
+            with zipfile.ZipFile(archive) as file:
+                file.extractall(folder)  # drops "..", drives and leading slashes
         elif tarfile.is_tarfile(archive):
             with tarfile.open(archive) as file:  # gzip, bzip2, xz or plain
-                file.extractall(folder, filter="data")  # no path outside, no device, no odd owner
+                _extract_safely(file, folder)
                 while file.fileobj.read(1 << 20):  # gzip's own checksum stands at the very end
                     pass
         else:
@@ -226,6 +224,25 @@ def _unpack(archive, folder):
             raise
         raise DownloadError(f"the archive is damaged ({error})") from None
     return folder
+
+
+def _extract_safely(file, folder):
+    """Extract a tar file: no path outside of the folder, no device, no odd owner or mode."""
+    if hasattr(tarfile, "data_filter"):
+        file.extractall(folder, filter="data")
+        return
+    # Before Python 3.11.4, which Debian 12 has, tarfile trusts an archive blindly.
+    owner = folder.parent.stat()  # the folder itself is made by extractall
+    for member in file.getmembers():
+        target = (folder / member.name).resolve()
+        if not target.is_relative_to(folder.resolve()):
+            raise tarfile.TarError(f"{member.name!r} would be extracted outside of the folder")
+        if not (member.isfile() or member.isdir()):
+            raise tarfile.TarError(f"{member.name!r} is neither a file nor a folder")
+        member.mode = 0o755 if member.isdir() else 0o644
+        member.uname = member.gname = ""
+        member.uid, member.gid = owner.st_uid, owner.st_gid
+    file.extractall(folder)
 
 
 @contextlib.contextmanager

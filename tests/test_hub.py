@@ -390,7 +390,30 @@ def test_another_model_than_promised(hub, cache, tmp_path):
     refused(cache, "it returns 8 features instead of 16")
 
 
-def test_paths_that_leave_the_folder(hub, cache, tmp_path):
+@pytest.fixture(params=["with filters", "before Python 3.11.4"])
+def any_tarfile(request, monkeypatch):
+    """Extract as this Python does, and as one does whose tarfile has no filters."""
+    if request.param != "with filters":
+        monkeypatch.delattr(tarfile, "data_filter", raising=False)
+    elif not hasattr(tarfile, "data_filter"):
+        pytest.skip("this Python's tarfile has no filters")
+
+
+def test_an_archive_is_unpacked_by_any_tarfile(hub, cache, any_tarfile):
+    assert backbone(NAME).output_shape == (None, 16)
+    assert (cache / NAME / "saved_model.pb").stat().st_mode & 0o777 == 0o644
+
+
+def test_a_link_out_of_the_folder(hub, cache, tmp_path, any_tarfile):
+    with tarfile.open(tmp_path / "evil.tar", "w") as archive:
+        link = tarfile.TarInfo("saved_model.pb")
+        link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
+        archive.addfile(link)
+    hub.content = (tmp_path / "evil.tar").read_bytes()
+    refused(cache, "the archive is damaged")
+
+
+def test_paths_that_leave_the_folder(hub, cache, tmp_path, any_tarfile):
     (tmp_path / "evil.txt").write_text("evil")
     with tarfile.open(tmp_path / "evil.tar", "w") as archive:
         archive.add(tmp_path / "evil.txt", "../../escaped.txt")
