@@ -29,7 +29,7 @@ def start(seed=0):
         RuntimeError: Keras runs on another backend.
         ValueError: `CITYNB_PROFILE` names a profile that does not exist.
     """
-    from citynb import display
+    from citynb.notebook import use_book_style
 
     if keras.backend.backend() != "tensorflow":
         raise RuntimeError(
@@ -48,7 +48,7 @@ def start(seed=0):
 
     keras.utils.set_random_seed(seed)
     tf.get_logger().setLevel("ERROR")  # its advice on retracing is for long-lived servers
-    display.use_book_style()
+    use_book_style()
     device = "GPU" if gpus else "CPU"
     line = (
         f"Python {sys.version_info.major}.{sys.version_info.minor}, "
