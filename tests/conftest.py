@@ -9,7 +9,8 @@ import pandas as pd
 import pytest
 
 import citynb
-from citynb.data import Split, data_folder
+from citynb.data import data_folder
+from citynb.tasks import CityTask, Split
 
 
 @pytest.fixture(scope="session")
@@ -32,7 +33,7 @@ def make_task():
             )
             splits.append(Split(pictures, np.asarray(given), 10_000 * part + group, table))
         names = tuple(f"level {i}" for i in range(classes))
-        return citynb.CityTask("toy", *splits, class_names=names, split_by="chance")
+        return CityTask("toy", *splits, class_names=names, split_by="chance")
 
     return make
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import citynb
+from citynb.tasks import CityTask
 
 CLASSES = ("accident", "dense_traffic", "fire", "sparse_traffic")
 
@@ -41,30 +41,30 @@ def given(tmp_path):
 
 
 def test_flat_folder(flat):
-    task = citynb.CityTask.from_folder(flat, image_size=(24, 32))
+    task = CityTask.from_folder(flat, image_size=(24, 32))
     assert task.class_names == CLASSES and task.name == "photos"
     assert task.input_shape == (24, 32, 3)
     assert [len(s) for s in (task.train, task.validation, task.test)] == [48, 16, 16]
     for split in (task.train, task.validation, task.test):
         assert (np.bincount(split.labels) == len(split) // 4).all()
+    pictures = np.asarray(task.train.inputs) / 255
     np.testing.assert_allclose(
-        task.train.table["mean green"], task.train.inputs[..., 1].mean((1, 2)), rtol=1e-5
+        task.train.table["mean green"], pictures[..., 1].mean((1, 2)), rtol=1e-5
     )
     np.testing.assert_allclose(
-        task.train.table["spread red"], task.train.inputs[..., 0].std((1, 2)), rtol=1e-5
+        task.train.table["spread red"], pictures[..., 0].std((1, 2)), rtol=1e-5
     )
 
 
 def test_the_seed_decides_the_split(flat):
     groups = [
-        set(citynb.CityTask.from_folder(flat, image_size=32, seed=seed).test.groups)
-        for seed in (0, 0, 1)
+        set(CityTask.from_folder(flat, image_size=32, seed=seed).test.groups) for seed in (0, 0, 1)
     ]
     assert groups[0] == groups[1] != groups[2]
 
 
 def test_groups_stay_whole(flat):
-    task = citynb.CityTask.from_folder(
+    task = CityTask.from_folder(
         flat, image_size=32, group_of=lambda path: path.parent.name + path.stem.split("_")[0]
     )
     assert task.split_by == "group"
@@ -74,28 +74,28 @@ def test_groups_stay_whole(flat):
 
 
 def test_given_splits(given):
-    task = citynb.CityTask.from_folder(given, image_size=32)
+    task = CityTask.from_folder(given, image_size=32)
     assert [len(s) for s in (task.train, task.validation, task.test)] == [64, 16, 20]
     assert task.split_by == "given folders"
     shutil.copytree(given / "test", given / "validation")
     for label, name in enumerate(CLASSES):
         for number in range(5):
             draw(given / "validation" / name / f"images_{number}.jpg", 5000 + 10 * label + number)
-    task = citynb.CityTask.from_folder(given, image_size=32)
+    task = CityTask.from_folder(given, image_size=32)
     assert [len(s) for s in (task.train, task.validation, task.test)] == [80, 20, 20]
 
 
 def test_a_picture_in_two_splits_stays_in_test_only(given):
     shutil.copy(given / "test/fire/images_0.jpg", given / "train/fire/again.jpg")
     with pytest.warns(UserWarning, match=r"1 picture\(s\) also stand in another split"):
-        task = citynb.CityTask.from_folder(given, image_size=32)
+        task = CityTask.from_folder(given, image_size=32)
     assert [len(s) for s in (task.train, task.validation, task.test)] == [64, 16, 20]
 
 
 def test_copies_share_a_group(flat):
     for number in range(20):
         shutil.copy(flat / f"fire/cam{number // 2}_{number}.png", flat / f"fire/copy{number}.png")
-    task = citynb.CityTask.from_folder(flat, image_size=32)
+    task = CityTask.from_folder(flat, image_size=32)
     fire = CLASSES.index("fire")
     for split in (task.train, task.validation, task.test):
         assert (np.unique(split.groups[split.labels == fire], return_counts=True)[1] == 2).all()
@@ -114,7 +114,7 @@ def test_a_rare_class_inside_groups_of_others(flat):
             return "accident" + path.stem[1]
         return path.parent.name + path.stem[3]
 
-    task = citynb.CityTask.from_folder(flat, image_size=32, group_of=camera_of)
+    task = CityTask.from_folder(flat, image_size=32, group_of=camera_of)
     fire = CLASSES.index("fire")
     splits = (task.train, task.validation, task.test)
     assert sum((s.labels == fire).sum() for s in splits) == 14
@@ -138,7 +138,7 @@ def test_an_unlucky_seed_is_told_to_choose_another(flat):
     unlucky = 0
     for seed in range(10):
         try:
-            citynb.CityTask.from_folder(flat, image_size=32, group_of=camera_of, seed=seed)
+            CityTask.from_folder(flat, image_size=32, group_of=camera_of, seed=seed)
         except ValueError as error:
             assert re.search("'fire' has 3 group.* needs one. Choose another seed", str(error))
             unlucky += 1
@@ -146,7 +146,7 @@ def test_an_unlucky_seed_is_told_to_choose_another(flat):
 
 
 def test_refuses(flat, given, tmp_path):
-    load = citynb.CityTask.from_folder
+    load = CityTask.from_folder
     with pytest.raises(FileNotFoundError, match="no folder .*nowhere"):
         load(tmp_path / "nowhere")
     with pytest.raises(ValueError, match="share .* group"):
