@@ -37,9 +37,10 @@ def outputs(network, split, file=None):
         return tf.cast(network(as_float(pictures), training=False), tf.float32)
 
     row = 0
-    for pictures, _, size in split.batches(batch_size_for(split)):
-        found[row : row + int(size)] = forward(pictures)
-        row += int(size)
+    with split.reading():
+        for pictures, _, size in split.batches(batch_size_for(split)):
+            found[row : row + int(size)] = forward(pictures)
+            row += int(size)
     return found
 
 

@@ -1,7 +1,4 @@
-"""What several test files build: a small task with known answers, a small real network, and the
-script of a dataset as a module."""
-
-import importlib.util
+"""What several test files build: a small task with known answers and a small real network."""
 
 import keras
 import numpy as np
@@ -9,7 +6,6 @@ import pandas as pd
 import pytest
 
 import citynb
-from citynb.data import data_folder
 from citynb.tasks import CityTask, Split
 
 
@@ -64,17 +60,3 @@ def make_model():
 def values():
     """Return a function that copies all variables of a model, statistics and seeds included."""
     return lambda model: {variable.path: variable.numpy().copy() for variable in model.variables}
-
-
-@pytest.fixture(scope="session")
-def load_make():
-    """Return a function that runs `data/<name>/make.py` as a fresh module, without its main()."""
-
-    def load(name):
-        file = data_folder() / name / "make.py"
-        spec = importlib.util.spec_from_file_location(f"{name}_make", file)
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-        return module
-
-    return load

@@ -1,6 +1,8 @@
 """One part of a task: inputs that may lie on disk, labels, groups, and a table for trees."""
 
 import contextlib
+import functools
+import hashlib
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -138,7 +140,8 @@ class Split:
         Args:
             batch_size: int, the most examples in a batch. All batches are equal to one example.
             seed: int or None, see `order`.
-            epoch: int.
+            epoch: int, or a function that returns it, asked whenever a batch is read: so one
+                dataset serves a `fit` over several epochs.
             replicas: int. Each batch comes in so many consecutive pieces, one for each device of
                 a `tf.distribute` strategy; the last pieces of a small batch may be empty.
 
@@ -146,34 +149,15 @@ class Split:
             Dataset of inputs (b, height, width, channels) in the type in which they are stored,
             labels int64 (b,), and size, int32: the examples in the whole batch, over all pieces.
         """
-        batches = batch_rows(len(self), batch_size, seed, epoch)
-        pieces = [piece for rows in batches for piece in np.array_split(rows, replicas)]
 
-        def read(step):
-            rows = pieces[step]
+        def read(rows):
             try:
-                inputs = self.read(rows)
+                return self.read(rows)
             except Exception as error:
                 self._failures.append(error)
                 raise
-            return (
-                inputs,
-                self.labels[rows].astype(np.int64),
-                np.int32(len(batches[step // replicas])),
-            )
 
-        def tensors(step):
-            dtypes = (tf.as_dtype(self.inputs.dtype), tf.int64, tf.int32)
-            inputs, labels, size = tf.numpy_function(read, [step], dtypes)
-            inputs.set_shape((None, *self.inputs.shape[1:]))
-            labels.set_shape((None,))
-            size.set_shape(())
-            return inputs, labels, size
-
-        # Two at a time: pictures of one batch are decoded in parallel already, and each batch
-        # that waits takes memory.
-        dataset = tf.data.Dataset.range(len(pieces)).map(tensors, num_parallel_calls=2)
-        return dataset.prefetch(2)
+        return stream(read, self.inputs, self.labels, batch_size, seed, epoch, replicas)
 
     @contextlib.contextmanager
     def reading(self):
@@ -193,6 +177,17 @@ class Split:
             text = str(error)  # batches after the bad one may have failed as well
             told = [failure for failure in self._failures if str(failure) in text]
             raise (told or self._failures)[0] from None
+
+    def digest(self):
+        """Return a checksum of the labels and of all pictures: of the files, where they are files."""
+        total = hashlib.sha256(np.ascontiguousarray(self.labels))
+        if hasattr(self.inputs, "digest"):
+            total.update(self.inputs.digest().encode())
+        else:
+            for start in range(0, len(self), CHUNK):
+                rows = np.arange(start, min(start + CHUNK, len(self)))
+                total.update(np.ascontiguousarray(self.inputs[rows]))
+        return total.hexdigest()
 
     def check(self, class_names):
         """Check all that is known without reading pictures, and the values of plain arrays.
@@ -283,6 +278,39 @@ def batch_rows(examples, batch_size, seed=None, epoch=0):
     not weigh more than the others.
     """
     return np.array_split(_order(examples, seed, epoch), math.ceil(examples / batch_size))
+
+
+def stream(read, inputs, labels, batch_size, seed=None, epoch=0, replicas=1):
+    """Return a `tf.data.Dataset` of (inputs, labels, size) over one epoch, see `Split.batches`.
+
+    Args:
+        read: function from rows (int array) to their inputs.
+        inputs: what `read` reads from, for its `shape` (n, ...) and its `dtype`.
+        labels: int array (n,).
+        batch_size, seed, epoch, replicas: as in `Split.batches`.
+    """
+
+    @functools.lru_cache(maxsize=2)
+    def pieces(epoch):
+        batches = batch_rows(len(labels), batch_size, seed, epoch)
+        return [(p, len(rows)) for rows in batches for p in np.array_split(rows, replicas)]
+
+    def numbers(step):
+        rows, size = pieces(epoch() if callable(epoch) else epoch)[step]
+        return read(rows), labels[rows].astype(np.int64), np.int32(size)
+
+    def tensors(step):
+        dtypes = (tf.as_dtype(inputs.dtype), tf.int64, tf.int32)
+        batch, targets, size = tf.numpy_function(numbers, [step], dtypes)
+        batch.set_shape((None, *inputs.shape[1:]))
+        targets.set_shape((None,))
+        size.set_shape(())
+        return batch, targets, size
+
+    # Two at a time: pictures of one batch are decoded in parallel already, and each batch that
+    # waits takes memory.
+    steps = math.ceil(len(labels) / batch_size) * replicas
+    return tf.data.Dataset.range(steps).map(tensors, num_parallel_calls=2).prefetch(2)
 
 
 def as_float(batch):

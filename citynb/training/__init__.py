@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from citynb.heads import all_layers, freeze, unfreeze
 from citynb.inference import batch_size_for, outputs
-from citynb.tasks.split import as_float, batch_rows
+from citynb.tasks.split import as_float, batch_rows, stream
 from citynb.training.checkpoint import Checkpoint
 from citynb.training.step import GuardedAdam, GuardedSGD, Trainer
 
@@ -140,7 +140,7 @@ def fine_tune(
             _check_features(features, model, task.train)
             _fit(
                 head,
-                Features(features, task.train.labels),
+                _Features(features, task.train.labels),
                 phase="head",
                 epochs=head_epochs,
                 learning_rate=head_learning_rate,
@@ -202,7 +202,7 @@ def _fit(
         )
 
     epoch = [first]  # that `fit` is in; the order of the batches follows it
-    datasets = [batches(split, batch_size, seed, lambda: epoch[0], replicas)]
+    datasets = [split.batches(batch_size, seed, lambda: epoch[0], replicas)]
     if validation is not None:
         datasets.append(validation.batches(batch_size_for(validation), replicas=replicas))
     if replicas > 1:
@@ -252,12 +252,16 @@ def _fit(
         on_epoch_end=after_epoch,
     )
     train, *held_out = datasets
+    unwrapped = [part.reading() for part in (split, validation) if part is not None]
     try:
-        if first < epochs:
-            trainer.fit(
-                train, validation_data=held_out[0] if held_out else None, epochs=epochs,
-                initial_epoch=first, shuffle=False, verbose=0, callbacks=[watch],
-            )  # fmt: skip
+        with contextlib.ExitStack() as stack:
+            for reading in unwrapped:  # an error in a picture is raised as it was
+                stack.enter_context(reading)
+            if first < epochs:
+                trainer.fit(
+                    train, validation_data=held_out[0] if held_out else None, epochs=epochs,
+                    initial_epoch=first, shuffle=False, verbose=0, callbacks=[watch],
+                )  # fmt: skip
     except KeyboardInterrupt as interrupt:
         interrupt.add_note(
             f"Stopped in phase {phase!r}, epoch {epoch[0] + 1} of {epochs}. "
@@ -268,13 +272,27 @@ def _fit(
             )
         )
         raise
-    except tf.errors.OpError as error:
-        split.raise_failure(error)
-        if validation is not None:
-            validation.raise_failure(error)
-        raise
     finally:
         bar.close()
+
+
+class _Features:
+    """Cached features (n, d), given to the training as a split gives its pictures."""
+
+    def __init__(self, features, labels):
+        self.features, self.labels = features, labels
+
+    def __len__(self):
+        return len(self.labels)
+
+    def read(self, rows):
+        return np.asarray(self.features[rows])
+
+    def batches(self, *order):
+        return stream(self.read, self.features, self.labels, *order)
+
+    def reading(self):
+        return contextlib.nullcontext()
 
 
 def _check_arguments(settings):
