@@ -199,9 +199,7 @@ class HubLayer(keras.layers.Layer):
     def call(self, inputs, training=None):
         # A Python bool: it selects one of the functions that the SavedModel holds.
         update = bool(training and self.trainable and not self.freeze_batch_norm)
-        features = self._loaded(
-            tf.cast(inputs, self.spec.dtype), training=update, **self.arguments
-        )
+        features = self._loaded(tf.cast(inputs, self.spec.dtype), training=update, **self.arguments)
         if self.trainable:
             for loss in getattr(self._loaded, "regularization_losses", ()):
                 self.add_loss(loss())
