@@ -63,7 +63,7 @@ def locate(name):
     """
     model = HUB_MODELS[name]
     if _is_web(model):
-        return downloads.fetch(**source(name))
+        return downloads.fetch(source(name))
     folder = models_folder() / model.address
     if not folder.is_dir() or downloads.digest(folder) != model.sha256:
         raise ValueError(
@@ -74,15 +74,16 @@ def locate(name):
 
 
 def source(name):
-    """Return what `downloads.fetch` must know about a SavedModel on the web, as a dictionary."""
+    """Return the `citynb.downloads.Source` of a SavedModel on the web."""
     model = HUB_MODELS[name]
-    return dict(
-        url=f"{model.address}?tf-hub-format=compressed",
-        sha256=model.sha256,
-        name=name,
+    return downloads.Source(
+        name,
+        f"{model.address}?tf-hub-format=compressed",
+        model.sha256,
         unpack=True,
         check=lambda folder: load(folder, model.features),
         way_out=f"{OFFLINE}.",
+        file=f"{name}.tar.gz",
     )
 
 
@@ -199,9 +200,7 @@ class HubLayer(keras.layers.Layer):
     def call(self, inputs, training=None):
         # A Python bool: it selects one of the functions that the SavedModel holds.
         update = bool(training and self.trainable and not self.freeze_batch_norm)
-        features = self._loaded(
-            tf.cast(inputs, self.spec.dtype), training=update, **self.arguments
-        )
+        features = self._loaded(tf.cast(inputs, self.spec.dtype), training=update, **self.arguments)
         if self.trainable:
             for loss in getattr(self._loaded, "regularization_losses", ()):
                 self.add_loss(loss())
@@ -273,8 +272,4 @@ def _difference(folder):
     )
 
 
-SOURCES = tuple(
-    getattr(downloads, "Source", dict)(**source(name))
-    for name, model in HUB_MODELS.items()
-    if _is_web(model)
-)
+SOURCES = tuple(source(name) for name, model in HUB_MODELS.items() if _is_web(model))

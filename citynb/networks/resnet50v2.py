@@ -19,7 +19,7 @@ def build(name, images, pretrained):
     )
     model = keras.Model(images, model.output, name=name)  # one tensor in, not a list of one
     if pretrained:
-        model.load_weights(downloads.fetch(**SOURCE))
+        model.load_weights(downloads.fetch(SOURCE))
     return model
 
 
@@ -29,11 +29,10 @@ def check(path):
         raise ValueError("its md5 is not the one that Keras publishes")
 
 
-SOURCE = dict(
-    url=f"https://storage.googleapis.com/tensorflow/keras-applications/resnet/{FILE}",
-    sha256=None,
-    name=FILE,
+SOURCE = downloads.Source(
+    FILE,
+    f"https://storage.googleapis.com/tensorflow/keras-applications/resnet/{FILE}",
     check=check,
     way_out=f"{OFFLINE}.",
 )
-SOURCES = (downloads.Source(**SOURCE),) if hasattr(downloads, "Source") else (SOURCE,)
+SOURCES = (SOURCE,)

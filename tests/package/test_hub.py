@@ -301,7 +301,9 @@ def test_a_model_of_the_repository_must_match_its_checksum(saved_model, tmp_path
 
 
 def test_a_misspelled_source_gets_the_nearest_name():
-    with pytest.raises(ValueError, match="nor a folder that exists. Did you mean 'city_resnet_hub'"):
+    with pytest.raises(
+        ValueError, match="nor a folder that exists. Did you mean 'city_resnet_hub'"
+    ):
         HubLayer("city_resnt")
     with pytest.raises(ValueError, match=r"neither a name in .*resnet50v2_hub.*exists\.$"):
         HubLayer("/no/such/folder")
@@ -363,5 +365,3 @@ def test_wrong_checksum(server, cache, monkeypatch):
     pinned = HubModel(server.handle, "0" * 64, 16)
     monkeypatch.setitem(HUB_MODELS, NAME, pinned)
     refused(cache, f"wrong checksum: expected sha256 {'0' * 64}, received")
-
-
