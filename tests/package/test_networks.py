@@ -142,25 +142,6 @@ def test_no_network_is_one_clear_error(name, monkeypatch, tmp_path):
     assert "resnet50v2" in message and 'citynb.backbone("city_resnet")' in message
 
 
-@pytest.fixture(scope="module", autouse=True)
-def weights(tmp_path_factory):
-    """Until `models/city_resnet/weights.npz` is there, its content comes from the SavedModel."""
-    if (models_folder() / "city_resnet" / "weights.npz").is_file():
-        yield
-        return
-    file = tmp_path_factory.mktemp("weights") / "weights.npz"
-    served = tf.saved_model.load(str(models_folder() / "city_resnet" / "saved_model"))
-    np.savez(file, **{f"{i:03d} {v.name}": v.numpy() for i, v in enumerate(served.variables)})
-    load = city_resnet.load_weights
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(
-            city_resnet,
-            "load_weights",
-            lambda model, path: load(model, path if path.is_file() else file),
-        )
-        yield
-
-
 @pytest.fixture(scope="module")
 def pictures():
     return np.random.default_rng(0).random((4, 96, 96, 3), dtype="float32")

@@ -245,8 +245,11 @@ class Watched(keras.layers.Layer):
 
     def call(self, pictures):
         self.calls.assign_add(1)
-        told = tf.numpy_function(lambda call: self.tell(int(call)), [self.calls.value], [])
-        with tf.control_dependencies([told]):
+
+        def tell(call):
+            self.tell(int(call))
+
+        with tf.control_dependencies([tf.numpy_function(tell, [self.calls.value], [])]):
             pictures = tf.identity(pictures)
         if self.layer is not None:
             pictures = self.layer(pictures, training=True)
