@@ -191,8 +191,8 @@ def _pool():
 
 
 def _shape(image_size):
-    pair = (image_size, image_size) if np.isscalar(image_size) else tuple(image_size)
     try:
+        pair = image_size if np.iterable(image_size) else (image_size, image_size)
         height, width = map(operator.index, pair)
     except (TypeError, ValueError):
         height = width = 0
@@ -254,7 +254,7 @@ def _group(group_of, path):
             f"group_of failed for {path}: {type(error).__name__}: {error}. It takes the picture's "
             "Path and returns its group."
         ) from error
-    if group is None or group != group:  # NaN differs from itself
+    if pd.api.types.is_scalar(group) and pd.isna(group):
         raise ValueError(
             f"group_of gave {group} for {path}. Give every picture a group; one that shares "
             "nothing is a group of its own, such as its file name."
