@@ -87,15 +87,11 @@ def read_counts(path):
     _refuse(steps < pd.Timedelta(0), where, "the hour is before the row above; sort by datetime")
     counts = pd.DataFrame(index=pd.DatetimeIndex(hours, name="datetime"))
     for column in ("traffic_volume", "temp", "rain_1h", "clouds_all"):
-        if column not in frame:
-            continue
-        numbers = pd.to_numeric(frame[column], errors="coerce")
-        unreadable = frame[column].notna() & ~np.isfinite(numbers)
-        _refuse(unreadable, where, f"{column} is not a number")
-        counts[column] = numbers.to_numpy()
-        if column == "traffic_volume":
-            _refuse(numbers < 0, where, "a count is negative")
-            _refuse_thousands(frame[column].dropna(), where)
+        if column in frame:
+            numbers = pd.to_numeric(frame[column], errors="coerce")
+            _check_numbers(frame[column], numbers, where)
+            counts[column] = numbers.to_numpy()
+    _refuse_thousands(frame["traffic_volume"].dropna(), where)
     if "weather_main" in frame:
         counts["weather_main"] = frame["weather_main"].to_numpy()
     if not counts["traffic_volume"].notna().any():
@@ -215,16 +211,8 @@ def _check_frame(counts, name):
     if counts.index.tz is not None:
         raise ValueError(f"{name}: the hours have a time zone; use counts.tz_localize(None).")
     for column in counts.columns.drop("weather_main", errors="ignore"):
-        numbers = pd.to_numeric(counts[column], errors="coerce")
-        if not pd.api.types.is_numeric_dtype(counts[column]):
-            numbers = np.nan  # "526" as a word
-        wrong = counts[column].notna() & ~np.isfinite(numbers)
-        reason = "is not a number"
-        if column == "traffic_volume" and not wrong.any():
-            wrong, reason = numbers < 0, "is a negative count"
-        if wrong.any():
-            value = counts[column][wrong.idxmax()]
-            raise ValueError(f"{name}, {wrong.idxmax()}: {column} {reason}: {value}.")
+        is_numeric = pd.api.types.is_numeric_dtype(counts[column])
+        _check_numbers(counts[column], counts[column] if is_numeric else np.nan, name)
     if not counts["traffic_volume"].notna().any():
         raise ValueError(f"{name} has zero usable rows: no hour has a traffic_volume.")
     _warn_of_codes(counts["traffic_volume"], name, stacklevel=5)
@@ -274,28 +262,30 @@ def _counts_table(counts, filled, usual, horizon):
     return table.astype(np.float32)
 
 
+def _check_numbers(cells, numbers, where):
+    _refuse(cells.notna() & ~np.isfinite(numbers), where, f"{cells.name} is not a number")
+    if cells.name == "traffic_volume":
+        _refuse(numbers < 0, where, "a count is negative")
+
+
 def _refuse(bad, where, reason):
-    """Raise for the first bad row, with the line number an editor shows (the header is line 1)."""
+    """Raise for the first bad row: its hour, or the line an editor shows (the header is line 1)."""
     if bad.any():
-        raise ValueError(f"{where}, line {bad.idxmax() + 2}: {reason}.")
+        row = bad.idxmax()
+        row = row if isinstance(row, pd.Timestamp) else f"line {row + 2}"
+        raise ValueError(f"{where}, {row}: {reason}.")
 
 
 def _refuse_thousands(texts, where):
     """Refuse 1.234 beside 526, which is more likely 1234 than one vehicle and a quarter."""
     pointed = texts.str.contains(".", regex=False)
-    if (
-        pointed.any()
-        and not pointed.all()
-        and texts[pointed].str.fullmatch(POINT_FOR_THOUSANDS).all()
-    ):
-        first = pointed.idxmax()
-        _refuse(
-            pointed,
-            where,
-            f"traffic_volume {texts[first]} stands beside {texts[~pointed].iloc[0]}, as if the "
-            f"point marked thousands. Write {texts[first].replace('.', '')}, or 526.000 everywhere "
-            "if these are decimals",
+    if not pointed.all() and texts[pointed].str.fullmatch(POINT_FOR_THOUSANDS).all():
+        told = texts[pointed.idxmax()]
+        reason = (
+            f"traffic_volume {told} stands beside {texts[~pointed].iloc[0]}, as if the point marked "
+            f"thousands. Write {told.replace('.', '')}, or 526.000 everywhere if these are decimals"
         )
+        _refuse(pointed, where, reason)
 
 
 def _warn_of_codes(volume, where, stacklevel):

@@ -109,6 +109,7 @@ def parts(task):
     return {part: getattr(task, part) for part in ("train", "validation", "test")}
 
 
+@pytest.mark.filterwarnings("ignore:.*single level")
 @pytest.mark.parametrize("horizon", [1, 3, 24, 168])
 def test_every_pixel_is_the_hour_it_says(horizon):
     # The volume of hour i is i, so that a picture tells which hours it reads.
@@ -250,3 +251,124 @@ def test_from_counts_refuses_counts(tmp_path):
         CityTask.from_counts(sundays, bounds=BOUNDS)
     with pytest.raises(ValueError, match="counts: .*three weeks or more"):
         CityTask.from_counts(csv(tmp_path, GOOD, "2018-01-01 01:00:00,5,280"))
+
+
+# --- Faults of real files ---------------------------------------------------------------------
+
+
+def hourly(values, start="2018-01-01"):
+    hours = pd.date_range(start, periods=len(values), freq="h")
+    return [f"{hour},{value},280" for hour, value in zip(hours, values)]
+
+
+def test_a_comma_at_the_end_of_rows(tmp_path):
+    with pytest.raises(ValueError, match="counts.csv, line 2: the row has more cells than the hea"):
+        read_counts(csv(tmp_path, GOOD + ",", "2018-01-01 01:00:00,6,280,"))
+    with pytest.raises(ValueError, match="counts.csv is not a CSV file.*line 3"):
+        read_counts(csv(tmp_path, GOOD, "2018-01-01 01:00:00,6,280,"))
+
+
+def test_a_point_for_thousands(tmp_path):
+    message = "line 4: traffic_volume 1.234 stands beside 526, .* thousands. Write 1234"
+    with pytest.raises(ValueError, match=message):
+        read_counts(csv(tmp_path, *hourly(["526", "", "1.234", "2.005"])))
+    decimals = ["526", "1.5", "0.667", "1.234"], ["526.000", "1.234"], ["1.234", "2.000"]
+    for values in decimals:
+        counts = read_counts(csv(tmp_path, *hourly(values)))
+        assert counts["traffic_volume"].tolist() == [float(value) for value in values]
+
+
+@pytest.mark.parametrize("zone", ["+01", "-06", "-0600", "-06:00", "Z", "z"])
+@pytest.mark.parametrize("between", ["T", " "])
+def test_time_zones(tmp_path, zone, between):
+    rows = f"2018-01-01{between}00:00:00{zone},5,", f"2018-01-01{between}01:00:00-05,5,"
+    with pytest.raises(ValueError, match="line 2: the datetime has a time zone"):
+        read_counts(csv(tmp_path, *rows))
+    with pytest.raises(ValueError, match="line 3: the datetime has a time zone"):
+        read_counts(csv(tmp_path, GOOD, f"2018-01-01{between}01:00{zone},5,"))
+
+
+def test_a_date_is_no_time_zone(tmp_path):
+    counts = read_counts(csv(tmp_path, "2018-04-01,5,", "2018-04-01 01:00,6,"))
+    assert counts.index[0] == pd.Timestamp("2018-04-01")
+
+
+def test_the_code_of_a_failed_detector(tmp_path):
+    volume = made_up()["traffic_volume"].round().astype(int).to_numpy(copy=True)
+    volume[::50] = 65_535
+    message = r"the count 65535 stands in 102 hours, and the next lower one is \d{4}"
+    with pytest.warns(UserWarning, match="counts.csv: " + message) as caught:
+        counts = read_counts(csv(tmp_path, *hourly(volume)))
+    assert caught[0].filename == __file__
+    with pytest.warns(UserWarning, match="counts: " + message) as caught:
+        CityTask.from_counts(counts, bounds=BOUNDS)
+    assert caught[0].filename == __file__
+
+
+@pytest.mark.filterwarnings("ignore:.*single level")  # of the other splits
+def test_a_constant_series_and_a_short_test():
+    with pytest.warns(UserWarning, match="counts.train has a single level, 'heavy'") as caught:
+        CityTask.from_counts(made_up(500.0), bounds=BOUNDS)
+    assert len(caught) == 3 and caught[0].filename == __file__
+    short = *BOUNDS[:3], "2018-06-29 03:00"
+    with pytest.warns(UserWarning, match=r"counts.test has \d example\(s\) on 1 day"):
+        CityTask.from_counts(made_up(), bounds=short)
+
+
+@pytest.mark.filterwarnings("error")
+def test_good_counts_give_no_warning(tmp_path):
+    volume = made_up()["traffic_volume"].round().astype(int)
+    CityTask.from_counts(csv(tmp_path, *hourly(volume)), bounds=BOUNDS)
+
+
+def test_damaged_files(tmp_path):
+    whole = gzip.compress("\n".join(["datetime,traffic_volume", *hourly(range(999))]).encode())
+    middle = len(whole) // 2
+    flipped = whole[:middle] + bytes([whole[middle] ^ 255]) + whole[middle + 1 :]
+    path = tmp_path / "counts.csv.gz"
+    for content in (whole[:middle], b"no gzip at all", flipped, whole[:-8] + bytes(8)):
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match=r"counts.csv.gz is damaged \(.*Get it again"):
+            read_counts(path)
+    for ending in ("zip", "bz2", "xz"):
+        path = tmp_path / f"counts.csv.{ending}"
+        path.write_bytes(b"not what its name says")
+        with pytest.raises(ValueError, match=f"counts.csv.{ending} is "):
+            read_counts(path)
+    with pytest.raises(FileNotFoundError, match="nowhere.csv"):
+        read_counts(tmp_path / "nowhere.csv")
+
+
+def test_a_mistyped_year(tmp_path):
+    later = "2108-01-01 01:00:00,6,280"
+    message = r"line 3: the hour is 32,\d\d\d days after the row above; is a year mistyped"
+    for rows in ([GOOD, later], [GOOD, later, "2018-01-01 02:00:00,7,280"]):
+        with pytest.raises(ValueError, match=message):
+            read_counts(csv(tmp_path, *rows))
+    with pytest.raises(ValueError, match="line 3: the hour is .* days after the row above"):
+        read_counts(csv(tmp_path, "1918-01-01 00:00:00,5,280", GOOD.replace("00:00", "01:00")))
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "message"),
+    [
+        ("traffic_volume", -np.inf, "counts, 2018-01-05 04:00:00: traffic_volume is not a number"),
+        ("traffic_volume", np.inf, "traffic_volume is not a number"),
+        ("traffic_volume", -3.0, "counts, 2018-01-05 04:00:00: a count is negative"),
+        ("temp", -np.inf, "counts, 2018-01-05 04:00:00: temp is not a number"),
+    ],
+)
+def test_a_frame_is_checked_like_a_file(column, value, message):
+    counts = made_up()
+    counts.iloc[100, counts.columns.get_loc(column)] = value
+    with pytest.raises(ValueError, match=message):
+        CityTask.from_counts(counts, bounds=BOUNDS)
+
+
+def test_frames_of_other_kinds():
+    with pytest.raises(ValueError, match="traffic_volume is not a number"):
+        CityTask.from_counts(made_up().astype({"traffic_volume": str}), bounds=BOUNDS)
+    with pytest.raises(ValueError, match=r"have a time zone; use counts.tz_localize\(None\)"):
+        CityTask.from_counts(made_up().tz_localize("UTC"), bounds=BOUNDS)
+    with pytest.raises(ValueError, match="counts has zero usable rows"):
+        CityTask.from_counts(made_up(np.nan), bounds=BOUNDS)
