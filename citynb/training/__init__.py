@@ -349,7 +349,7 @@ def _check_features(features, model, split):
             row = rows[bad.argmax()]
             raise FloatingPointError(
                 f"The backbone's features of training example {row} are not finite. "
-                f"{_blame(model, as_float(split.read([row])).numpy(), [row])}"
+                f"{_blame(model, as_float(split.read(np.array([row]))), [row])}"
             )
 
 
