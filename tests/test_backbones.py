@@ -93,12 +93,12 @@ def test_resnet50v2_takes_the_weights_that_keras_publishes(monkeypatch, tmp_path
 
 @pytest.mark.parametrize("name", ["resnet50v2", "resnet50v2_hub"])
 def test_no_network_is_one_clear_error(name, monkeypatch, tmp_path):
-    def unreachable(opener, request, timeout):
+    def unreachable(request, timeout):
         raise downloads.urllib.error.URLError("Name or service not known")
 
     monkeypatch.setenv("CITYNB_CACHE", str(tmp_path))
     monkeypatch.setattr(downloads, "BACKOFF", 0.0)
-    monkeypatch.setattr(downloads.urllib.request.OpenerDirector, "open", unreachable)
+    monkeypatch.setattr(downloads.urllib.request, "urlopen", unreachable)
     with pytest.raises(downloads.DownloadError) as caught:
         backbone(name)
     message = str(caught.value)

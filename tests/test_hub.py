@@ -1,6 +1,15 @@
-"""TF Hub, truly: a SavedModel served as TF Hub serves it, fine-tuned inside Keras 3."""
+"""TF Hub, truly: a SavedModel served as TF Hub serves it, fine-tuned inside Keras 3, and every way
+in which a download fails."""
 
+import errno
+import multiprocessing
+import os
+import pathlib
 import shutil
+import signal
+import tarfile
+import tempfile
+import time
 
 import keras
 import numpy as np
@@ -311,6 +320,51 @@ def test_complete(hub, cache, capsys):
     assert backbone(NAME) and len(hub.requests) == 2  # the second comes from the cache
 
 
+@pytest.mark.parametrize("status", [403, 404, 503])
+def test_http_errors(hub, cache, status):
+    hub.answers, hub.forever = [status], True
+    refused(cache, f"the server answered {status}")
+    assert len(hub.requests) == (downloads.ATTEMPTS if status == 503 else 1)
+
+
+def test_a_busy_server_is_asked_again(hub):
+    hub.answers = [503, 429]
+    assert backbone(NAME).output_shape == (None, 16)
+
+
+def test_connection_cut_halfway(hub, cache):
+    hub.cut = len(hub.content) // 2
+    refused(cache, rf"connection was cut after {hub.cut} of {len(hub.content)} bytes")
+    hub.cut = None
+    assert backbone(NAME)
+
+
+def test_stalled_server(hub, cache, monkeypatch):
+    hub.stall = True
+    monkeypatch.setattr(downloads, "ATTEMPTS", 2)
+    monkeypatch.setattr(downloads.fetch, "__defaults__", (False, None, "", 0.2))
+    started = time.monotonic()
+    refused(cache, r"the server stalled for 0.2 seconds \(2 attempts\)")
+    assert time.monotonic() - started < 5
+
+
+def test_nobody_answers(hub, cache):
+    hub.server.shutdown()
+    hub.server.server_close()
+    refused(cache, "no connection")
+
+
+def test_corrupted_archive(hub, cache):
+    middle = len(hub.content) // 2
+    hub.content = hub.content[:middle] + bytes(64) + hub.content[middle + 64 :]
+    refused(cache, "the archive is damaged")
+
+
+def test_archive_that_is_no_archive(hub, cache):
+    hub.content = b"<html>please log in</html>" * 100
+    refused(cache, "it is no archive but begins with b'<html>please log")
+
+
 def test_archive_cut_at_a_member_border(hub, cache, saved_model):
     hub.content = pack(saved_model, skip=["variables.data-00000-of-00001"])
     refused(cache, "the SavedModel is damaged")
@@ -336,7 +390,168 @@ def test_another_model_than_promised(hub, cache, tmp_path):
     refused(cache, "it returns 8 features instead of 16")
 
 
+@pytest.fixture(params=["with filters", "before Python 3.11.4"])
+def any_tarfile(request, monkeypatch):
+    """Extract as this Python does, and as one does whose tarfile has no filters."""
+    if request.param != "with filters":
+        monkeypatch.delattr(tarfile, "data_filter", raising=False)
+    elif not hasattr(tarfile, "data_filter"):
+        pytest.skip("this Python's tarfile has no filters")
+
+
+def test_an_archive_is_unpacked_by_any_tarfile(hub, cache, any_tarfile):
+    assert backbone(NAME).output_shape == (None, 16)
+    assert (cache / NAME / "saved_model.pb").stat().st_mode & 0o777 == 0o644
+
+
+def test_a_link_out_of_the_folder(hub, cache, tmp_path, any_tarfile):
+    with tarfile.open(tmp_path / "evil.tar", "w") as archive:
+        link = tarfile.TarInfo("saved_model.pb")
+        link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
+        archive.addfile(link)
+    hub.content = (tmp_path / "evil.tar").read_bytes()
+    refused(cache, "the archive is damaged")
+
+
+def test_paths_that_leave_the_folder(hub, cache, tmp_path, any_tarfile):
+    (tmp_path / "evil.txt").write_text("evil")
+    with tarfile.open(tmp_path / "evil.tar", "w") as archive:
+        archive.add(tmp_path / "evil.txt", "../../escaped.txt")
+    hub.content = (tmp_path / "evil.tar").read_bytes()
+    refused(cache, "the archive is damaged .*outside")
+    assert not list(tmp_path.rglob("escaped.txt"))
+
+
 def test_wrong_checksum(hub, cache, monkeypatch):
     pinned = backbones.HubModel(hub.handle, "0" * 64, 16)
     monkeypatch.setitem(backbones.HUB_MODELS, NAME, pinned)
     refused(cache, f"wrong checksum: expected sha256 {'0' * 64}, received")
+
+
+def test_a_later_download_must_match_the_first(hub, cache, saved_model):
+    backbone(NAME)
+    shutil.rmtree(cache / NAME)
+    hub.content = pack(saved_model, skip=["fingerprint.pb"])
+    with pytest.raises(downloads.DownloadError, match="the file has changed: the first download"):
+        backbone(NAME)
+    assert not (cache / NAME).exists()
+    (cache / f"{NAME}.json").unlink()  # the way out that the message names
+    assert backbone(NAME)
+
+
+def test_a_cache_that_was_changed_is_not_used(hub, cache):
+    backbone(NAME)
+    (cache / NAME / "saved_model.pb").write_bytes(b"something else")
+    with pytest.raises(downloads.DownloadError, match="has changed since it was verified; delete"):
+        backbone(NAME)
+    assert len(hub.requests) == 2
+
+
+def test_a_folder_without_its_record_is_not_trusted(hub, cache):
+    (cache / NAME).mkdir(parents=True)
+    (cache / NAME / "saved_model.pb").write_bytes(b"half a model")
+    assert backbone(NAME) and len(hub.requests) == 2
+
+
+def _hold(cache, started):
+    with downloads._lock(pathlib.Path(cache) / NAME):
+        tempfile.mkdtemp(prefix=f".{NAME}-", dir=cache)  # what a killed download leaves
+        started.set()
+        time.sleep(60)
+
+
+def test_stale_lock(hub, cache, monkeypatch):
+    """A process that dies while it downloads holds nobody up; one that lives is waited for."""
+    cache.mkdir()
+    context = multiprocessing.get_context("fork")
+    started = context.Event()
+    other = context.Process(target=_hold, args=(cache, started))
+    other.start()
+    try:
+        assert started.wait(10)
+        monkeypatch.setattr(downloads, "LOCK_WAIT", 0.3)
+        with pytest.raises(downloads.DownloadError, match="another process has been fetching"):
+            backbone(NAME)
+        os.kill(other.pid, signal.SIGKILL)
+        other.join(10)
+        assert (cache / f".{NAME}.lock").exists() and len(list(cache.iterdir())) == 2
+        assert backbone(NAME)  # within 0.3 seconds of waiting
+        assert not list(cache.glob(f".{NAME}-*"))
+    finally:
+        other.kill()
+
+
+def test_read_only_cache(hub, monkeypatch):
+    root = os.geteuid() == 0  # to whom nothing is read-only
+    folder = pathlib.Path(tempfile.mkdtemp(prefix="citynb-read-only-"))
+    folder.chmod(0o555)
+    monkeypatch.setenv("CITYNB_CACHE", str(folder))
+    try:
+        if root:
+            os.seteuid(65534)
+        refused(folder, "no permission to write in .*; set CITYNB_CACHE to another folder")
+        if root:
+            os.seteuid(0)
+        folder.chmod(0o755)
+        assert backbone(NAME)
+        for path in [folder, *folder.rglob("*")]:
+            path.chmod(0o555 if path.is_dir() else 0o444)
+        if root:
+            os.seteuid(65534)
+        assert backbone(NAME)  # complete, so reading is enough
+    finally:
+        if root:
+            os.seteuid(0)
+        for path in [folder, *folder.rglob("*")]:
+            path.chmod(0o755)
+        shutil.rmtree(folder)
+
+
+def test_cache_that_is_a_file(hub, tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("CITYNB_CACHE", str(tmp_path / "file"))
+    with pytest.raises(downloads.DownloadError, match="tiny_hub could not be fetched"):
+        backbone(NAME)
+
+
+def test_no_space(hub, cache, monkeypatch):
+    usage = shutil.disk_usage(cache.parent)._replace(free=1000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
+    refused(cache, "no space left in")
+    monkeypatch.undo()
+
+
+def test_no_space_halfway(hub, cache, monkeypatch):
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(tarfile.TarFile, "extractall", full)
+    refused(cache, "no space left in")
+
+
+def test_a_plain_file_with_a_pinned_checksum(hub, cache, capsys):
+    """The same door serves the datasets that are fetched at run time."""
+    import hashlib
+
+    pin = hashlib.sha256(hub.content).hexdigest()
+    address = f"{hub.handle}?tf-hub-format=compressed"
+    path = downloads.fetch(address, pin, "counts.csv")
+    assert path == cache / "counts.csv" and path.read_bytes() == hub.content
+    assert downloads.fetch(address, pin, "counts.csv") == path and len(hub.requests) == 2
+    assert capsys.readouterr().out == ""
+    with pytest.raises(downloads.DownloadError, match="wrong checksum"):  # the pin moved on
+        downloads.fetch(address, "1" * 64, "counts.csv")
+
+
+def test_https_is_never_left(hub, monkeypatch):
+    """A redirect from https to http is refused: an unpinned file must not travel unprotected."""
+    reply = downloads.urllib.request.urlopen
+
+    def secure(request, timeout):
+        request.full_url = request.full_url.replace("https://", "http://")
+        return reply(request, timeout=timeout)
+
+    monkeypatch.setattr(downloads.urllib.request, "urlopen", secure)
+    address = hub.handle.replace("http:", "https:") + "?tf-hub-format=compressed"
+    with pytest.raises(downloads.DownloadError, match="redirected to an unprotected address"):
+        downloads.fetch(address, None, "counts.csv")
