@@ -104,10 +104,12 @@ def ship(work, folder):
     names = {"city_names": tuple(city.name for city in SOURCES)}
     _write(folder / "source_sample.npz", joined(parts), "city", names)
 
-    sums = [
-        f"{hashlib.sha256((folder / name).read_bytes()).hexdigest()}  {name}\n"
-        for name in ("headroom.json", "helsinki.npz", "source_sample.npz")
-    ]
+    write_sums(folder, ("headroom.json", "helsinki.npz", "source_sample.npz"))
+
+
+def write_sums(folder, names):
+    """Write `SHA256SUMS` of these files, named relative to `folder`."""
+    sums = [f"{hashlib.sha256((folder / n).read_bytes()).hexdigest()}  {n}\n" for n in names]
     (folder / "SHA256SUMS").write_text("".join(sums))
 
 
