@@ -81,7 +81,7 @@ def headroom(work, folder):
 
 
 def ship(work, folder):
-    """Write helsinki.npz, source_sample.npz and SHA256SUMS to `folder`, beside its headroom.json."""
+    """Write helsinki.npz, source_sample.npz and SHA256SUMS to `folder`, beside headroom.json."""
     network = RoadNetwork(HELSINKI, work)
     rows = city_arrays(HELSINKI, range(HELSINKI.days), work)
     split = np.full(len(rows["day"]), -1, np.int8)
@@ -114,7 +114,7 @@ def write_sums(folder, names):
 
 
 def _write(path, rows, first, names):
-    """Write rows to `path`, sorted so that neighbors share their background: that makes it small."""
+    """Write rows to `path`, sorted so that neighbors share their background: it gets small."""
     order = np.lexsort([rows[key] for key in ("second", "day", "weather", "junction", first)])
     types = {"junction": np.int16, "day": np.int16, "second": np.int32}
     arrays = {

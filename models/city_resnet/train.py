@@ -85,7 +85,7 @@ def numbers(data):
 
 
 def turned(x, turn):
-    """Return one of the eight symmetries of squares (b, h, w, c): from above, a street has no up."""
+    """Return one of eight symmetries of squares (b, h, w, c): from above, nothing is up."""
     x = np.rot90(x, turn % 4, axes=(1, 2))
     return x[:, :, ::-1] if turn >= 4 else x
 
@@ -324,7 +324,7 @@ def pretrain_and_score(args):
 
 
 def scores(train, work, model, center, scale):
-    """Score the finished network and its rivals; `center` and `scale` are those of the log car count."""
+    """Score the network and its rivals; `center` and `scale` are those of the log car count."""
     from sklearn.ensemble import HistGradientBoostingClassifier
 
     read = ("frames", "table", *LABELS)
