@@ -18,6 +18,7 @@ from citynb.data import CityTask, load
 from citynb.display import say, show_figure
 from citynb.evaluation import evaluate
 from citynb.heads import classifier, freeze
+from citynb.results import results
 from citynb.training import fine_tune
 
 __all__ = [
@@ -31,6 +32,7 @@ __all__ = [
     "fine_tune",
     "evaluate",
     "compare",
+    "results",
     "say",
     "show_figure",
 ]

@@ -1,0 +1,3 @@
+from citynb.data import CityTask, Split
+
+__all__ = ["CityTask", "Split"]
