@@ -1,32 +1,21 @@
 """The tiles of Helsinki: labels and indices follow from the maps, and no two splits touch."""
 
-import json
-
 import numpy as np
 import pytest
 
 import citynb
-from citynb.data import data_folder
-from citynb.datasets import helsinki
+from citynb.datasets import land_use
+from citynb.files import data_folder
+from data.land_use.publish import morphology
+from data.land_use.publish import tiles as cut_tiles
 
-FOLDER = data_folder() / "helsinki"
+FOLDER = data_folder() / "land_use"
 CENTER = slice(15, 33)  # of 48 pixels: the 18 in the middle
 
 
 @pytest.fixture(scope="module")
-def make(load_make):
-    return load_make("helsinki")
-
-
-@pytest.fixture(scope="module")
 def city():
-    return helsinki.city()
-
-
-@pytest.fixture(scope="module")
-def compared():
-    with np.load(FOLDER / "predictions.npz", allow_pickle=False) as stored:
-        return json.loads(str(stored["meta"])), stored["predictions"]
+    return land_use.city()
 
 
 def windows(city, name):
@@ -48,7 +37,7 @@ def painted(city, tiles, margin=0):
 
 
 def test_shapes_and_ranges():
-    task = citynb.load("helsinki", fold=1)
+    task = citynb.load("land_use", fold=1)
     assert task.input_shape == (48, 48, 3)
     assert task.class_names == ("residential", "commercial", "civic", "green")
     for part in (task.train, task.validation, task.test):
@@ -68,8 +57,8 @@ def test_labels_follow_from_the_map_of_uses(city):
         assert counts.max() / tagged.size >= 2 / 3
 
 
-def test_no_labelled_tile_was_left_out(city, make):
-    rows, columns, labels = make.tiles(city["use"])
+def test_no_labelled_tile_was_left_out(city):
+    rows, columns, labels = cut_tiles(city["use"])
     assert np.array_equal(rows, city["row"]) and np.array_equal(columns, city["column"])
     assert np.array_equal(labels, city["label"])
 
@@ -81,10 +70,10 @@ def test_no_two_centers_share_a_pixel(city):
     assert seen.max() == 1
 
 
-def test_indices_follow_from_the_tile(city, make):
+def test_indices_follow_from_the_tile(city):
     names = city["table_names"].tolist()
     tiles = list(zip(windows(city, "buildings"), windows(city, "streets"), strict=True))
-    again = np.array([make.morphology(*tile) for tile in tiles], np.float32)
+    again = np.array([morphology(*tile) for tile in tiles], np.float32)
     assert np.allclose(again, city["table"], rtol=1e-5)
     for (buildings, streets), row in zip(tiles, city["table"], strict=True):
         numbers = [n for n in set(buildings.ravel().tolist()) if n]
@@ -103,12 +92,12 @@ def test_indices_follow_from_the_tile(city, make):
 
 def test_the_label_is_not_in_the_picture(city):
     without = city | {"use": np.zeros_like(city["use"]), "label": np.zeros_like(city["label"])}
-    assert np.array_equal(helsinki.draw_tiles(without), helsinki.draw_tiles(city))
+    assert np.array_equal(land_use.draw_tiles(without), land_use.draw_tiles(city))
     assert not {"use", "label", "row", "column"} & set(city["table_names"].tolist())
 
 
 def test_pictures_show_buildings_walls_and_streets(city):
-    pictures = helsinki.draw_tiles(city)
+    pictures = land_use.draw_tiles(city)
     for picture, buildings, streets in zip(
         pictures, windows(city, "buildings"), windows(city, "streets"), strict=True
     ):
@@ -122,33 +111,33 @@ def test_pictures_show_buildings_walls_and_streets(city):
 
 @pytest.mark.parametrize("fold", range(3))
 def test_no_two_splits_touch(city, fold):
-    parts = helsinki.parts("spatial", fold, city)
+    parts = land_use.parts("spatial", fold, city)
     for one, other in (("train", "validation"), ("train", "test"), ("validation", "test")):
-        widened = painted(city, parts[one], margin=helsinki.GAP)
+        widened = painted(city, parts[one], margin=land_use.GAP)
         assert not (widened & painted(city, parts[other])).any(), (one, other)
 
 
 def test_the_gap_is_the_one_that_the_card_names(city):
-    assert helsinki.GAP * 2 == 24 and "within 24 m" in (FOLDER / "card.md").read_text()
-    parts = helsinki.parts("spatial", 0, city)
-    wider = painted(city, parts["train"], margin=helsinki.GAP + 20)
+    assert land_use.GAP * 2 == 24 and "within 24 m" in (FOLDER / "card.md").read_text()
+    parts = land_use.parts("spatial", 0, city)
+    wider = painted(city, parts["train"], margin=land_use.GAP + 20)
     assert (wider & painted(city, parts["validation"])).any(), "the check above could not fail"
 
 
 def test_the_random_split_overlaps(city):
-    parts = helsinki.parts("random", 0, city)
+    parts = land_use.parts("random", 0, city)
     shared = painted(city, parts["train"]) & painted(city, parts["test"])
     assert shared.sum() > painted(city, parts["test"]).sum() / 2
 
 
 @pytest.mark.parametrize("split", ["spatial", "random"])
 def test_every_tile_is_tested_once(city, split):
-    tested = [helsinki.parts(split, fold, city)["test"] for fold in range(3)]
+    tested = [land_use.parts(split, fold, city)["test"] for fold in range(3)]
     assert sorted(np.concatenate(tested)) == list(range(len(city["label"])))
 
 
 def test_a_block_lies_in_one_band_and_one_place(city):
-    blocks = helsinki.blocks(city)
+    blocks = land_use.blocks(city)
     assert len(np.unique(blocks)) == 24
     for block in np.unique(blocks):
         rows, columns = (city[key][blocks == block].astype(int) for key in ("row", "column"))
@@ -156,40 +145,15 @@ def test_a_block_lies_in_one_band_and_one_place(city):
 
 
 def test_the_index_of_a_table_is_the_number_of_the_tile(city):
-    task = citynb.load("helsinki", fold=2)
+    task = citynb.load("land_use", fold=2)
     tile = task.test.table.index[7]
     assert task.test.labels[7] == city["label"][tile]
-    assert np.array_equal(task.test.inputs[7], helsinki.draw_tiles(city)[tile])
+    assert np.array_equal(task.test.inputs[7], land_use.draw_tiles(city)[tile])
     assert np.array_equal(task.test.table.iloc[7], city["table"][tile])
 
 
 def test_an_unknown_split_or_fold_is_refused():
     with pytest.raises(ValueError, match="'spatial' or 'random'"):
-        citynb.load("helsinki", split="time")
+        citynb.load("land_use", split="time")
     with pytest.raises(ValueError, match="no fold 3; choose 0 to 2"):
-        citynb.load("helsinki", fold=3)
-
-
-def test_results_cover_every_tile_and_three_seeds(compared, city, make):
-    meta, predictions = compared
-    assert predictions.shape == (len(meta["runs"]), len(city["label"]))
-    assert 0 <= predictions.min() <= predictions.max() <= 3
-    seeds = {}
-    for run in meta["runs"]:
-        seeds.setdefault((run["split"], run["name"]), set()).add(run["seed"])
-        assert run["seconds"] > 0
-    wanted = {("spatial", name) for name in make.TRIED} | {
-        ("random", name) for name in make.AT_RANDOM
-    }
-    assert seeds == {row: {0, 1, 2} for row in wanted}
-
-
-def test_each_row_runs_with_the_setting_that_validation_chose(compared, make):
-    tuned = json.loads((FOLDER / "tuning.json").read_text())
-    for run in compared[0]["runs"]:
-        tried = tuned[run["name"]]
-        assert [{k: v for k, v in t.items() if k != "macro_f1"} for t in tried] == make.TRIED[
-            run["name"]
-        ]
-        best = max(tried, key=lambda setting: setting["macro_f1"])
-        assert all(run[key] == value for key, value in best.items() if key != "macro_f1")
+        citynb.load("land_use", fold=3)

@@ -1,16 +1,17 @@
-"""stops: sums only, small cells blank, labels from the file, splits that share no day."""
+"""police_stops: sums only, small cells blank, labels from the file, splits that share no day."""
 
 import gzip
-import json
 
 import numpy as np
 import pandas as pd
 import pytest
 
-from citynb.data import data_folder, load
-from citynb.datasets import stops
+from citynb import load
+from citynb.datasets import police_stops
+from citynb.files import data_folder
+from data.police_stops.publish import hide_small
 
-FOLDER = data_folder() / "stops"
+FOLDER = data_folder() / "police_stops"
 PARTS = ("train", "validation", "test")
 
 
@@ -22,12 +23,7 @@ def table(name):
 
 @pytest.fixture(scope="module")
 def task():
-    return load("stops")
-
-
-@pytest.fixture(scope="module")
-def make(load_make):
-    return load_make("stops")
+    return load("police_stops")
 
 
 def test_only_sums_are_shipped():
@@ -67,9 +63,9 @@ def test_small_cells_are_blank(name, counts, parts):
     assert found[counts].isna().any().any(), "nothing was blanked: was the rule applied?"
 
 
-def test_hide_small_hides_the_part_that_gives_a_small_rest(make):
+def test_hide_small_hides_the_part_that_gives_a_small_rest():
     counts = pd.DataFrame({"stops": [100, 100, 100, 9], "searched": [20, 95, 4, 0]})
-    hidden = make.hide_small(counts, {"searched": "stops"})
+    hidden = hide_small(counts, {"searched": "stops"})
     assert hidden["searched"].tolist()[0] == 20
     assert hidden["searched"].isna().tolist() == [False, True, True, True]
     assert hidden["stops"].isna().tolist() == [False, False, False, True]
@@ -117,47 +113,13 @@ def test_no_day_stands_in_two_splits(task):
 
 def test_the_table_knows_nothing_of_the_last_week(task):
     """Spoil the seven days before one target and the target itself: its row must not change."""
-    counts = stops.read_daily()
+    counts = police_stops.read_daily()
     day = pd.Timestamp("2017-11-15")
     spoiled = counts.copy()
     spoiled.loc[day - pd.Timedelta(days=6) : day] = 0
-    after = stops.task_of(spoiled, stops.BOUNDS, "spoiled").test
+    after = police_stops.task_of(spoiled, police_stops.BOUNDS, "spoiled").test
     assert task.test.table.loc[day].equals(after.table.loc[day])
     rows = task.test.table.index == day
     assert rows.sum() == 5
     assert np.array_equal(task.test.inputs[rows], after.inputs[rows])
     assert not task.test.table.equals(after.table)
-
-
-@pytest.fixture(scope="module")
-def stored():
-    with np.load(FOLDER / "predictions.npz", allow_pickle=False) as file:
-        return json.loads(str(file["meta"])), file["predictions"]
-
-
-def test_results_fit_the_test_split(stored, task):
-    meta, predictions = stored
-    assert predictions.shape == (len(meta["runs"]), len(task.test))
-    assert 0 <= predictions.min() <= predictions.max() < task.num_classes
-
-
-def test_every_row_has_three_seeds(stored):
-    seeds = {}
-    for run in stored[0]["runs"]:
-        seeds.setdefault(run["name"], set()).add(run["seed"])
-    names = {"majority", "precinct and weekday", "trees", "scratch", "frozen", "fine-tuned"}
-    assert set(seeds) == names
-    assert all(found == {0, 1, 2} for found in seeds.values())
-
-
-def test_each_row_runs_with_the_settings_that_validation_chose(stored, make):
-    tried = json.loads((FOLDER / "tuning.json").read_text())
-    for name, options in make.SEARCH.items():
-        found = [one for one in tried if one["name"] == name]
-        assert [one["settings"] for one in found] == options
-        best = max(one["macro_f1"] for one in found)
-        chosen = [one["settings"] for one in found if one["macro_f1"] == best]
-        for run in stored[0]["runs"]:
-            if run["name"] == name:
-                assert run["settings"] in chosen
-    assert make.SEARCH_SEED not in make.SEEDS

@@ -1,6 +1,9 @@
 """The runner on a toy: it searches on validation, skips what is done, and survives being stopped."""
 
 import json
+import signal
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -192,3 +195,37 @@ def test_the_record_says_how_a_run_was_made(toy, tmp_path):
     record = json.loads(str(np.load(files[0])["record"]))
     assert {"name", "case", "seed", "settings", "seconds", "code", "data"} <= set(record)
     assert set(record["versions"]) == {"tensorflow", "keras", "sklearn", "numpy"}
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from experiments import runner
+
+replace, written = os.replace, []
+
+def dies(source, target):
+    if len(written) == 2:
+        os.kill(os.getpid(), signal.SIGKILL)
+    written.append(target)
+    replace(source, target)
+
+runner.os.replace = dies
+experiment = runner.experiment_of("police_stops")
+runner.Runner(experiment, Path(sys.argv[1]), Path(sys.argv[2]), "a").run(["majority"])
+"""
+
+
+def test_a_killed_process_leaves_whole_files_and_goes_on(tmp_path, capsys):
+    cache, packed = tmp_path / "cache", tmp_path / "results"
+    ran = subprocess.run(
+        [sys.executable, "-c", KILLED, cache, packed], cwd=runner.ROOT, capture_output=True
+    )
+    assert ran.returncode == -signal.SIGKILL, ran.stderr.decode()[-2000:]
+    assert len(list(cache.glob("*.npz"))) == 2 and len(list(cache.glob("*.part"))) == 1
+    again = Runner(runner.experiment_of("police_stops"), cache, packed, "a")
+    capsys.readouterr()
+    again.run(["majority"])
+    assert capsys.readouterr().out.count('"majority"') == 1  # only the one that was lost
+    again.pack()
+    assert [run["seed"] for run in again.packed["runs"]] == [0, 1, 2]
