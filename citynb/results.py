@@ -57,6 +57,7 @@ class Results:
             than three of them).
         evaluations: list of `Evaluation`, in the order of `runs`; without intervals, since
             `citynb.compare` draws its own.
+        predictions: list of int arrays (examples,), the predicted classes of each run.
         search: DataFrame, one row for each trial on validation: `name`, the case, `settings`,
             `seed`, and `score`, which is what `metric` says.
         unfinished: list of (name, case), the rows with fewer than three seeds.
@@ -86,6 +87,10 @@ class Results:
             names = self._arrays[f"class_names/{run['task']}"]
             found.append(evaluation_of(output, labels, groups, names, name=run["name"]))
         return found
+
+    @property
+    def predictions(self):
+        return [one.probabilities.argmax(-1) for one in self.evaluations]
 
     @functools.cached_property
     def runs(self):

@@ -7,6 +7,7 @@ from citynb.files import data_folder
 from citynb.tasks import CityTask, Split
 from citynb.tasks.counts import HOURS_PER_WEEK
 
+FOLDER = data_folder() / "air"
 # The Swiss limit of the 95th percentile of half-hours, the European limit of the hour and the
 # European alert threshold, all for NO2, in micrograms per cubic meter at 20 degrees Celsius
 # (Luftreinhalte-Verordnung, annex 7; Directive 2008/50/EC, annexes XI and XII).
@@ -36,8 +37,7 @@ def load(horizon=6):
     """
     if horizon not in range(1, 25):
         raise ValueError(f"horizon is {horizon} hours; choose 1 to 24.")
-    folder = data_folder() / "air"
-    hours = read(folder / "air.csv.gz")
+    hours = read(FOLDER / "air.csv.gz")
     stretches = stretches_of_weeks()
     training = pd.concat([hours[start:stop] for part, start, stop in stretches if part == "train"])
     usual = training.groupby([training.index.day_of_week, training.index.hour]).mean()
@@ -56,7 +56,7 @@ def load(horizon=6):
                 table=table,
             )
         )
-    return CityTask("air", *parts, class_names=LEVELS, split_by="weeks", card=folder / "card.md")
+    return CityTask("air", *parts, class_names=LEVELS, split_by="weeks", card=FOLDER / "card.md")
 
 
 def read(path):

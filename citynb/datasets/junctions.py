@@ -6,6 +6,8 @@ import pandas as pd
 from citynb.files import data_folder
 from citynb.tasks import CityTask, Split
 
+FOLDER = data_folder() / "junctions"
+
 
 def load(label="ahead"):
     """Return the task: pictures of 96 x 96 pixels of one meter; channels now, 20 s and 40 s ago.
@@ -16,8 +18,7 @@ def load(label="ahead"):
     """
     if label not in ("ahead", "now", "5min"):
         raise ValueError(f"label is {label!r}; choose 'ahead', 'now' or '5min'.")
-    folder = data_folder() / "junctions"
-    with np.load(folder / "helsinki.npz", allow_pickle=False) as stored:
+    with np.load(FOLDER / "helsinki.npz", allow_pickle=False) as stored:
         arrays = {name: stored[name] for name in stored.files}
     parts = []
     for part in ("train", "validation", "test"):
@@ -36,5 +37,5 @@ def load(label="ahead"):
         *parts,
         class_names=tuple(arrays["level_names"].tolist()),
         split_by="junction and day",
-        card=folder / "card.md",
+        card=FOLDER / "card.md",
     )

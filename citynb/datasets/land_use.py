@@ -11,6 +11,7 @@ import pandas as pd
 from citynb.files import data_folder
 from citynb.tasks import CityTask, Split
 
+FOLDER = data_folder() / "land_use"
 TILE = 48  # pixels
 GAP = 12  # pixels, 24 m: what lies at least between two tiles of different splits
 FOLDS = 3  # thirds of the city from north to south; each is the test set once
@@ -51,13 +52,13 @@ def load(split="spatial", fold=0):
         ),
         class_names=tuple(stored["class_names"].tolist()),
         split_by="parts of the city, with a gap" if split == "spatial" else "lot, tiles overlap",
-        card=data_folder() / "land_use" / "card.md",
+        card=FOLDER / "card.md",
     )
 
 
 def city():
     """Return the stored arrays by name: the maps of the city and, for each tile, its corner."""
-    with np.load(data_folder() / "land_use" / "city.npz", allow_pickle=False) as stored:
+    with np.load(FOLDER / "city.npz", allow_pickle=False) as stored:
         return {name: stored[name] for name in stored.files}
 
 

@@ -6,6 +6,7 @@ import pandas as pd
 from citynb.files import data_folder
 from citynb.tasks import CityTask, Split
 
+FOLDER = data_folder() / "police_stops"
 KINDS = ("suspicious", "traffic")
 LEVELS = ("quiet", "usual", "busy")
 BOUNDS = ("2017-01-01", "2017-07-17", "2017-09-25", "2018-01-01")
@@ -21,13 +22,12 @@ def load():
     traffic stops, and the stops of the whole city. It forecasts records, and so the work of
     officers; what happened in the city and was not recorded is not in it.
     """
-    folder = data_folder() / "police_stops"
-    return task_of(read_daily(), BOUNDS, name="police_stops", card=folder / "card.md")
+    return task_of(read_daily(), BOUNDS, name="police_stops", card=FOLDER / "card.md")
 
 
 def read_daily():
     """Return a DataFrame of stops: a row for each day, columns (precinct, problem)."""
-    file = data_folder() / "police_stops" / "daily.csv.gz"
+    file = FOLDER / "daily.csv.gz"
     table = pd.read_csv(file, parse_dates=["date"])
     return table.pivot(index="date", columns=["precinct", "problem"], values="stops")
 

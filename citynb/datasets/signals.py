@@ -7,6 +7,7 @@ from citynb.files import data_folder
 from citynb.tasks import CityTask, Split
 from citynb.tasks.counts import DEMAND_CUTS, DEMAND_LEVELS
 
+FOLDER = data_folder() / "signals"
 HISTORY = 24  # quarter-hours that an input shows, six hours
 AHEAD = 4  # quarter-hours of the target: the next hour
 LEAST = 5  # vehicles in a mean quarter-hour; a detector with fewer has levels of noise
@@ -39,7 +40,6 @@ def load(days=7, detectors="new"):
         raise ValueError(f"days is {days}; choose 1 to {DAYS[-1]}.")
     if detectors not in ("new", "pooled"):
         raise ValueError(f"detectors is {detectors!r}; choose 'new' or 'pooled'.")
-    folder = data_folder() / "signals"
     counts = read()
     new, pooled = groups_of(counts)
     known = counts[KNOWN[0] : _before(KNOWN[1])]
@@ -64,7 +64,7 @@ def load(days=7, detectors="new"):
             )
         )
     return CityTask(
-        "signals", *parts, class_names=DEMAND_LEVELS, split_by="time", card=folder / "card.md"
+        "signals", *parts, class_names=DEMAND_LEVELS, split_by="time", card=FOLDER / "card.md"
     )
 
 
@@ -73,7 +73,7 @@ def read():
 
     Four quarter-hours are missing in the source; their rows are empty.
     """
-    file = data_folder() / "signals" / "counts.csv.gz"
+    file = FOLDER / "counts.csv.gz"
     counts = pd.read_csv(file, parse_dates=["time"], index_col="time")
     counts.columns = counts.columns.astype(int)
     return counts.asfreq("15min")

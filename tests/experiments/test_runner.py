@@ -65,6 +65,10 @@ def test_it_searches_then_trains_each_seed_and_size(toy, read):
         used = stored.runs.query("name == 'trees' and labels == @labels")["settings"].map(str)
         assert best[labels][used.iloc[0]] == best[labels].max() and used.nunique() == 1
     assert {len(found) for found in stored.by_name(labels=12).values()} == {3}
+    assert {len(found) for found in stored.by_name().values()} == {9}
+    hits = [np.mean(p == e.labels) for p, e in zip(stored.predictions, stored.evaluations)]
+    assert np.allclose(hits, stored.runs["accuracy"])
+    assert stored.chances("level 1").shape == (18, 24)
 
 
 def test_a_stopped_run_goes_on_where_it_was(toy):
