@@ -76,9 +76,19 @@ def tags(cell):
 
 
 def code(notebook):
-    """Return the notebook's Python as one text, without the lines that only IPython knows."""
-    text = "\n".join(cell.source for cell in code_cells(notebook))
-    return re.sub(r"^(\s*)[%!].*$", r"\1pass", text, flags=re.MULTILINE)
+    """Return the notebook's Python as one text, without what only IPython knows.
+
+    A cell that is not Python even so is left out: it cannot run.
+    """
+    texts = []
+    for cell in code_cells(notebook):
+        text = re.sub(r"^(\s*)[%!].*$", r"\1pass", cell.source, flags=re.MULTILINE)
+        try:
+            ast.parse(text)
+        except SyntaxError:
+            continue
+        texts.append(text)
+    return "\n".join(texts)
 
 
 # --- numbers ----------------------------------------------------------------------------

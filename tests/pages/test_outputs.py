@@ -78,7 +78,7 @@ def test_other_comments_are_fresh():
 
 def test_other_markdown_is_fresh():
     notebook = fresh()
-    notebook.cells[-1].source += " More."
+    notebook.cells[0].source += " More."
     assert stale_reason(notebook) is None
 
 
