@@ -42,9 +42,14 @@ PYTEST = ("-m", "pytest", "--color=no", "-q", "-n", "2", "--dist", "loadscope")
 
 def run(*arguments):
     """Run Python with these arguments in the repository's root; stop here when it fails."""
+    CACHE.mkdir(exist_ok=True)  # IPython complains about a folder that it cannot make
     environment = {**os.environ, **{name: str(path) for name, path in FOLDERS.items()}}
     environment.setdefault("CITYNB_CACHE", str(CACHE / "citynb"))
-    environment |= {"PYTHONNOUSERSITE": "1", "PIP_DISABLE_PIP_VERSION_CHECK": "1"}
+    environment |= {
+        "PYTHONUTF8": "1",
+        "PYTHONNOUSERSITE": "1",
+        "PIP_DISABLE_PIP_VERSION_CHECK": "1",
+    }
     done = subprocess.run([sys.executable, *map(str, arguments)], cwd=ROOT, env=environment)
     if done.returncode:
         sys.exit(done.returncode)

@@ -68,9 +68,9 @@ def data_files(sources, root):
     """
     root = Path(root).resolve()
     files, strings, names = _walk(sources, root)
-    strings = set(strings).union(*(
-        _read(path, root).strings for path in files if path.name != "__init__.py"
-    ))
+    strings = set(strings).union(
+        *(_read(path, root).strings for path in files if path.name != "__init__.py")
+    )
     folders = [*(root / "data").glob("*/"), *(root / "models").glob("*/")]
     if "results" in names:
         folders += (root / "experiments" / "results").glob("*/")

@@ -190,8 +190,10 @@ def only_names_numbers(source):
     """Return whether a cell only fills `numbers`, which the text is bound to."""
     return _only(
         source,
-        lambda node: isinstance(node, ast.Assign)
-        and re.match(r"numbers\b", ast.unparse(node.targets[0])) is not None,
+        lambda node: (
+            isinstance(node, ast.Assign)
+            and re.match(r"numbers\b", ast.unparse(node.targets[0])) is not None
+        ),
     )
 
 

@@ -29,7 +29,7 @@ from tools.pages import (
 PAGES = notebooks()
 SETUP = {  # what the first code cell does, on Colab too
     "import citynb": "imports citynb",
-    "%pip install -q --no-deps \"citynb @ git+https://": "installs citynb where it is missing",
+    '%pip install -q --no-deps "citynb @ git+https://': "installs citynb where it is missing",
     "citynb.start()": "starts the page",
 }
 CITATION = re.compile(r"\{cite(?::\w+)?\}`([^`]+)`")

@@ -1,6 +1,8 @@
 """What the tool does to a page: numbers into the text, folds, and no change the second time."""
 
 import copy
+import subprocess
+import sys
 
 import nbformat
 import pytest
@@ -70,7 +72,9 @@ def test_the_cell_prints_the_values_of_the_run(capsys):
     class Report:
         accuracy = 0.8949
 
-    notebook = page("0 of 100<!-- tuned.accuracy -->, .000<!-- tuned.accuracy -->, 0 to 0<!-- gap -->")
+    notebook = page(
+        "0 of 100<!-- tuned.accuracy -->, .000<!-- tuned.accuracy -->, 0 to 0<!-- gap -->"
+    )
     exec(notebook.cells[-1].source, {"numbers": {"tuned": Report(), "gap": (-0.4, 12.0)}})
     assert capsys.readouterr().out == (
         "tuned.accuracy 100 0 89\ntuned.accuracy 1 3 0.895\ngap 1 0 0 12\n"
@@ -134,3 +138,19 @@ def test_folds(source, tags, after):
     assert cell.metadata.get("jupyter", {}).get("source_hidden", False) == hidden
     assert (cell.metadata.get("cellView") == "form") == hidden
     nbformat.validate(nbformat.v4.new_notebook(cells=[cell]))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("value", "code"), [(5, 0), (6, 1)])
+def test_nbval_compares_a_bound_number_with_a_new_run(tmp_path, value, code):
+    notebook = page("It is 5<!-- a.b -->.", "a.b 1 0 5\n")
+    notebook.cells[1].source = f"numbers = {{'a': {{'b': {value}}}}}"
+    nbformat.write(finish(notebook), tmp_path / "page.ipynb")
+    found = subprocess.run(
+        [sys.executable, "-m", "pytest", "--nbval-lax", "--nbval-current-env", "-q", "page.ipynb"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    assert found.returncode == code, found.stdout
+    assert code == 0 or "a.b 1 0 6" in found.stdout
