@@ -201,7 +201,9 @@ def _next(code, root):
             targets += [(module, (*chain, *use[1:])) for use in code.uses if use[0] == name]
         else:
             targets.append((module, chain))
-    targets += [(text, ()) for text in code.strings if re.fullmatch(r"[a-z_]\w*(\.\w+)+", text)]
+    targets += [
+        (text, ()) for text in code.strings if re.fullmatch(r"[a-z_]\w{0,40}(\.\w{1,40})+", text)
+    ]
     files = set().union(*(_files(module, chain, root) for module, chain in targets))
     # the registry of datasets loads a module by its name
     for text in code.strings:
