@@ -1,4 +1,4 @@
-"""citynb: fine-tuning for cities, one module per step of the workflow.
+"""citynb: fine-tuning for cities, a module for each step of the workflow.
 
 task = citynb.load("i94", horizon=3)                     # 1 prepare the data
 body = citynb.backbone("city_resnet")                    # 2 choose a pretrained network
@@ -12,18 +12,23 @@ from citynb.session import check_versions, start
 check_versions()  # first: the modules below use what old libraries lack
 
 # ruff: noqa: E402, I001
-from citynb.backbones import HubLayer, backbone
 from citynb.comparison import compare
-from citynb.data import CityTask, load
-from citynb.display import say, show_figure
+from citynb.datasets import dataset, load
+from citynb.downloads import fetch
 from citynb.evaluation import evaluate
 from citynb.heads import classifier, freeze
+from citynb.networks import HubLayer, backbone
+from citynb.notebook import say, show_figure
+from citynb.results import results
+from citynb.tasks import CityTask, Split
 from citynb.training import fine_tune
 
 __all__ = [
     "start",
     "CityTask",
+    "Split",
     "load",
+    "dataset",
     "backbone",
     "HubLayer",
     "classifier",
@@ -31,6 +36,8 @@ __all__ = [
     "fine_tune",
     "evaluate",
     "compare",
+    "results",
+    "fetch",
     "say",
     "show_figure",
 ]

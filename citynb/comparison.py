@@ -1,4 +1,4 @@
-"""Steps 6 and 7: compare, adjust, repeat. Explained on *Tune and repeat*."""
+"""Compare models on the same examples. Steps 6 and 7 of the workflow."""
 
 import difflib
 
@@ -8,9 +8,9 @@ import pandas as pd
 from citynb.evaluation import (
     METRICS,
     Evaluation,
-    _bootstrap_weights,
-    _sums_by_group,
+    bootstrap_weights,
     metrics_from_sums,
+    sums_by_group,
 )
 
 
@@ -19,8 +19,8 @@ def compare(evaluations, reference, *, metric="macro_f1", seconds=None, resample
 
     Two models see the same days, so their scores rise and fall together; the difference is
     steadier than either (paired bootstrap, Koehn 2004). Each resample draws groups and, where
-    a model was trained with several seeds, also seeds (Bouthillier et al. 2021). A difference is called better or worse only when its 95
-    percent interval excludes zero.
+    a model was trained with several seeds, also seeds (Bouthillier et al. 2021). A difference is
+    called better or worse only when its 95 percent interval excludes zero.
 
     Args:
         evaluations: dict, name to an Evaluation, or to a list of them, one for each seed.
@@ -70,13 +70,13 @@ def compare(evaluations, reference, *, metric="macro_f1", seconds=None, resample
                 )
 
     groups = len(np.unique(anchor.groups))
-    days = _bootstrap_weights(groups, resamples, seed)
+    days = bootstrap_weights(groups, resamples, seed)
     rng = np.random.default_rng(seed + 1)
     scores, samples = {}, {}
     for name, found in runs.items():
         of_seed = []
         for run in found:
-            sums = _sums_by_group(
+            sums = sums_by_group(
                 run.probabilities.argmax(-1), run.probabilities, run.labels, run.groups
             )
             of_seed.append(metrics_from_sums(*(np.tensordot(days, s, 1) for s in sums))[metric])

@@ -1,10 +1,12 @@
-"""Step 5: evaluate, with intervals. Explained on *Evaluate*."""
+"""Evaluate, with intervals. Step 5 of the workflow."""
 
 from dataclasses import dataclass
 
 import keras
 import numpy as np
 import pandas as pd
+
+from citynb.inference import outputs
 
 METRICS = ("accuracy", "macro_f1", "quadratic_kappa", "expected_calibration_error")
 CALIBRATION_BINS = 15
@@ -86,8 +88,8 @@ def evaluate(model, task, split="validation", *, name=None, resamples=1000, seed
     part = getattr(task, split)
     probabilities, certain = _probabilities(model, part, task)
     predictions = probabilities.argmax(-1)
-    confusions, calibration = _sums_by_group(predictions, probabilities, part.labels, part.groups)
-    weights = _bootstrap_weights(len(confusions), resamples, seed)
+    confusions, calibration = sums_by_group(predictions, probabilities, part.labels, part.groups)
+    weights = bootstrap_weights(len(confusions), resamples, seed)
     metrics = metrics_from_sums(confusions.sum(0), calibration.sum(0))
     samples = metrics_from_sums(
         np.tensordot(weights, confusions, 1), np.tensordot(weights, calibration, 1)
@@ -156,7 +158,7 @@ def _probabilities(model, part, task):
     """Return probabilities (n, classes), and whether they are only labels made certain."""
     shape = (len(part), task.num_classes)
     if isinstance(model, keras.Model):
-        found = np.asarray(model.predict(part.inputs, batch_size=256, verbose=0), np.float64)
+        found = outputs(model, part).astype(np.float64)
         if not np.isfinite(found).all():
             row = int(np.argwhere(~np.isfinite(found))[0][0])
             raise ValueError(
@@ -195,7 +197,7 @@ def _probabilities(model, part, task):
     return found, False
 
 
-def _sums_by_group(predictions, probabilities, labels, groups):
+def sums_by_group(predictions, probabilities, labels, groups):
     """Sum up confusion (groups, c, c) and calibration (groups, bins, 3), so that resampling
     groups is a weighted sum."""
     names, group = np.unique(groups, return_inverse=True)
@@ -210,7 +212,7 @@ def _sums_by_group(predictions, probabilities, labels, groups):
     return confusions, calibration
 
 
-def _bootstrap_weights(groups, resamples, seed):
+def bootstrap_weights(groups, resamples, seed):
     """Return (resamples, groups): how often each group is drawn, `groups` draws a row."""
     rng = np.random.default_rng(seed)
     return rng.multinomial(groups, np.full(groups, 1 / groups), size=resamples)

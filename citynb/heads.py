@@ -1,4 +1,4 @@
-"""Step 3: change the head, and decide what may move. Explained on *Change the head*."""
+"""Change the head, and decide what may move. Step 3 of the workflow."""
 
 import keras
 
@@ -84,9 +84,26 @@ def freeze(layer, *, batch_norm_only=False):
     Raises:
         AttributeError: `layer` is not a Keras layer.
     """
-    for part in layer._flatten_layers():  # itself and every layer inside, parents first
+    for part in all_layers(layer):
         is_batch_norm = isinstance(part, keras.layers.BatchNormalization)
         part.trainable = batch_norm_only and not is_batch_norm
         if batch_norm_only and hasattr(part, "freeze_batch_norm"):
             part.freeze_batch_norm = True  # a Hub model hides its BatchNorm layers
     return layer
+
+
+def unfreeze(layer):
+    """Let every weight of a layer or model train, and let BatchNorm's statistics move."""
+    for part in all_layers(layer):
+        part.trainable = True
+        if hasattr(part, "freeze_batch_norm"):
+            part.freeze_batch_norm = False
+
+
+def all_layers(layer):
+    """Return a layer and every layer inside of it, parents first.
+
+    Keras has no public way to the layers inside of a layer that is no model, and a BatchNorm that
+    was missed there would move in silence; this is the only place that takes the private one.
+    """
+    return layer._flatten_layers()

@@ -3,7 +3,32 @@
 import os
 import sys
 
-import keras
+BACKENDS = ("jax", "torch", "openvino")  # other than TensorFlow
+
+
+def check_backend(name):
+    """Refuse any Keras backend but TensorFlow.
+
+    Raises:
+        RuntimeError: `name` is another backend; the message says how to choose TensorFlow.
+    """
+    if name != "tensorflow":
+        raise RuntimeError(
+            f"Keras is set to the backend {name!r}, but citynb trains models of TensorFlow Hub, "
+            "which need TensorFlow. Set the environment variable KERAS_BACKEND=tensorflow (it "
+            'wins over "backend" in ~/.keras/keras.json) and start Python or the kernel again.'
+        )
+
+
+if "keras" not in sys.modules:  # a wish comes too late once Keras has chosen
+    check_backend(os.environ.get("KERAS_BACKEND") or "tensorflow")
+# ruff: noqa: E402
+try:
+    import keras
+except ModuleNotFoundError as missing:
+    if missing.name in BACKENDS:  # chosen in keras.json
+        check_backend(missing.name)
+    raise
 import tensorflow as tf
 
 MINIMUM_TENSORFLOW = (2, 20)
@@ -26,17 +51,9 @@ def start(seed=0):
         str, the profile: `"cpu"` or `"gpu"`.
 
     Raises:
-        RuntimeError: Keras runs on another backend.
         ValueError: `CITYNB_PROFILE` names a profile that does not exist.
     """
-    from citynb import display
-
-    if keras.backend.backend() != "tensorflow":
-        raise RuntimeError(
-            f"Keras runs on {keras.backend.backend()!r}, but TensorFlow Hub models need the "
-            "TensorFlow backend. Set the environment variable KERAS_BACKEND=tensorflow "
-            "and restart the kernel."
-        )
+    from citynb.notebook import use_book_style
 
     gpus = tf.config.list_physical_devices("GPU")
     profile = os.environ.get("CITYNB_PROFILE") or ("gpu" if gpus else "cpu")
@@ -48,7 +65,7 @@ def start(seed=0):
 
     keras.utils.set_random_seed(seed)
     tf.get_logger().setLevel("ERROR")  # its advice on retracing is for long-lived servers
-    display.use_book_style()
+    use_book_style()
     device = "GPU" if gpus else "CPU"
     line = (
         f"Python {sys.version_info.major}.{sys.version_info.minor}, "
@@ -62,10 +79,11 @@ def start(seed=0):
 
 
 def check_versions():
-    """Refuse libraries that are too old, before one of them fails with a riddle.
+    """Refuse libraries that are too old, and other backends, before one fails with a riddle.
 
     Raises:
-        RuntimeError: TensorFlow or Keras is too old; the message says how to get a newer one.
+        RuntimeError: TensorFlow or Keras is too old, or Keras runs on another backend; the
+            message names the way out.
     """
     for library, version, minimum in (
         ("TensorFlow", tf.__version__, MINIMUM_TENSORFLOW),
@@ -78,3 +96,4 @@ def check_versions():
                 "the current image; elsewhere, run `make book` or `pip install -r "
                 "requirements.txt` in a fresh environment."
             )
+    check_backend(keras.config.backend())

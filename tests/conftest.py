@@ -1,7 +1,4 @@
-"""What several test files build: a small task with known answers, a small real network, and the
-script of a dataset as a module."""
-
-import importlib.util
+"""What several test files build: a small task with known answers and a small real network."""
 
 import keras
 import numpy as np
@@ -9,7 +6,7 @@ import pandas as pd
 import pytest
 
 import citynb
-from citynb.data import Split, data_folder
+from citynb.tasks import CityTask, Split
 
 
 @pytest.fixture(scope="session")
@@ -32,7 +29,7 @@ def make_task():
             )
             splits.append(Split(pictures, np.asarray(given), 10_000 * part + group, table))
         names = tuple(f"level {i}" for i in range(classes))
-        return citynb.CityTask("toy", *splits, class_names=names, split_by="chance")
+        return CityTask("toy", *splits, class_names=names, split_by="chance")
 
     return make
 
@@ -63,17 +60,3 @@ def make_model():
 def values():
     """Return a function that copies all variables of a model, statistics and seeds included."""
     return lambda model: {variable.path: variable.numpy().copy() for variable in model.variables}
-
-
-@pytest.fixture(scope="session")
-def load_make():
-    """Return a function that runs `data/<name>/make.py` as a fresh module, without its main()."""
-
-    def load(name):
-        file = data_folder() / name / "make.py"
-        spec = importlib.util.spec_from_file_location(f"{name}_make", file)
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-        return module
-
-    return load

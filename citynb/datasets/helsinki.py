@@ -8,7 +8,8 @@ its middle; tags and areas of use are not drawn.
 import numpy as np
 import pandas as pd
 
-from citynb.data import CityTask, Split, data_folder
+from citynb.files import data_folder
+from citynb.tasks import CityTask, Split
 
 TILE = 48  # pixels
 GAP = 12  # pixels, 24 m: what lies at least between two tiles of different splits

@@ -1,6 +1,7 @@
 """i94: two years of hourly westbound volume on Interstate 94, Minneapolis to St Paul."""
 
-from citynb.data import CityTask, data_folder
+from citynb.files import data_folder
+from citynb.tasks import CityTask
 
 # Rolling origin: each fold trains on everything before its validation quarter. Fold 1
 # is tested on a Minnesota winter. `None` is the split that the pages use.

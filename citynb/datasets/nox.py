@@ -3,7 +3,9 @@
 import numpy as np
 import pandas as pd
 
-from citynb.data import HOURS_PER_WEEK, CityTask, Split, data_folder
+from citynb.files import data_folder
+from citynb.tasks import CityTask, Split
+from citynb.tasks.counts import HOURS_PER_WEEK
 
 # The Swiss limit of the 95th percentile of half-hours, the European limit of the hour and the
 # European alert threshold, all for NO2, in micrograms per cubic meter at 20 degrees Celsius

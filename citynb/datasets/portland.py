@@ -3,7 +3,9 @@
 import numpy as np
 import pandas as pd
 
-from citynb.data import DEMAND_CUTS, DEMAND_LEVELS, CityTask, Split, data_folder
+from citynb.files import data_folder
+from citynb.tasks import CityTask, Split
+from citynb.tasks.counts import DEMAND_CUTS, DEMAND_LEVELS
 
 HISTORY = 24  # quarter-hours that an input shows, six hours
 AHEAD = 4  # quarter-hours of the target: the next hour

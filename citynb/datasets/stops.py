@@ -3,7 +3,8 @@
 import numpy as np
 import pandas as pd
 
-from citynb.data import CityTask, Split, data_folder
+from citynb.files import data_folder
+from citynb.tasks import CityTask, Split
 
 KINDS = ("suspicious", "traffic")
 LEVELS = ("quiet", "usual", "busy")

@@ -3,7 +3,8 @@
 import numpy as np
 import pandas as pd
 
-from citynb.data import CityTask, Split, data_folder
+from citynb.files import data_folder
+from citynb.tasks import CityTask, Split
 
 LEVELS = ("free", "delayed", "slow", "jammed")
 # Travel speed over base free-flow speed above which a street has level of service A, B and C;

@@ -1,99 +1,13 @@
-"""CityTask, read_counts, from_counts and load: what is refused, and that nothing leaks."""
+"""read_counts and CityTask.from_counts: what is refused, and that nothing leaks."""
 
-import dataclasses
-import shutil
+import gzip
 
 import numpy as np
 import pandas as pd
 import pytest
 
-import citynb
-from citynb import data
-from citynb.data import DEMAND_CUTS, SURPRISE_CUTS, fill_gaps, read_counts
-from citynb.datasets.i94 import FOLDS
-
-# --- CityTask ---------------------------------------------------------------------------------
-
-
-def broken(task, part="train", **changes):
-    return dataclasses.replace(task, **{part: dataclasses.replace(getattr(task, part), **changes)})
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (lambda s: {"inputs": s.inputs[..., 0]}, r"toy.train: inputs have the shape \(24, 8, 8\)"),
-        (lambda s: {"inputs": s.inputs.astype(np.float64)}, "inputs are float64.*float32 in"),
-        (lambda s: {"inputs": (s.inputs * 255).astype(np.uint8)}, "inputs are uint8.*/ 255"),
-        (lambda s: {"inputs": s.inputs * 255}, r"inputs span .*pictures lie in \[0, 1\]"),
-        (lambda s: {"inputs": s.inputs - 1}, "inputs span -"),
-        (lambda s: {"inputs": s.inputs / np.float32(0.0)}, "inputs span .* inf"),
-        (lambda s: {"inputs": np.where(np.arange(24)[:, None, None, None] == 7, np.float32("nan"),
-                                       s.inputs)}, "example 7 holds NaN"),
-        (lambda s: {"inputs": s.inputs[:-1]}, "inputs, labels, groups and table differ in length"),
-        (lambda s: {"table": s.table[:-1]}, "differ in length"),
-        (lambda s: {"labels": s.labels + 1}, "labels run from 1 to 3, but there are 3 class names"),
-        (lambda s: {"labels": s.labels - 1}, "labels run from -1"),
-        (lambda s: {"labels": s.labels.astype(float)}, "labels are float64"),
-        (lambda s: {"labels": s.labels[:, None]}, r"labels are int64 of the shape \(24, 1\)"),
-    ],
-)  # fmt: skip
-@pytest.mark.filterwarnings("ignore:divide by zero", "ignore:invalid value")
-def test_task_refuses(make_task, change, message):
-    task = make_task()
-    with pytest.raises(ValueError, match=message):
-        broken(task, **change(task.train))
-
-
-def test_task_refuses_splits_that_do_not_fit_together(make_task):
-    task = make_task()
-    with pytest.raises(ValueError, match="train and test share 1 group.s., 0 for example"):
-        broken(task, "test", groups=np.where(np.arange(24) == 3, 0, task.test.groups))
-    with pytest.raises(ValueError, match="toy.validation has no examples"):
-        dataclasses.replace(task, validation=task.validation.take(np.arange(0)))
-    with pytest.raises(ValueError, match=r"train are \(8, 8, 3\), of test \(8, 7, 3\)"):
-        broken(task, "test", inputs=task.test.inputs[:, :, :7])
-
-
-def test_split_takes_rows(make_task):
-    split = make_task().train
-    taken = split.take(np.array([5, 2]))
-    np.testing.assert_array_equal(taken.inputs, split.inputs[[5, 2]])
-    np.testing.assert_array_equal(taken.labels, split.labels[[5, 2]])
-    np.testing.assert_array_equal(taken.groups, split.groups[[5, 2]])
-    assert taken.table.equals(split.table.iloc[[5, 2]])
-    assert len(split.take(split.labels == 1)) == 8
-
-
-def test_subset(make_task):
-    task = make_task(examples=100)
-    labels = np.repeat([0, 1, 2], [80, 18, 2])
-    task = broken(task, labels=labels)
-    ids = [f"{value:.9f}" for value in task.train.table["noise"]]
-    before = set()
-    for size in (3, 10, 50, 99, 100):
-        part = task.subset(size, seed=1)
-        assert len(part.train) == size
-        counts = np.bincount(part.train.labels, minlength=3)
-        assert counts.min() >= 1
-        np.testing.assert_allclose(counts, size * np.array([0.8, 0.18, 0.02]), atol=1.5)
-        chosen = {f"{value:.9f}" for value in part.train.table["noise"]}
-        assert before <= chosen <= set(ids)
-        before = chosen
-        assert part.test is task.test and part.validation is task.validation
-    rows = [task.subset(20, seed=seed).train.table.index.tolist() for seed in (1, 1, 2)]
-    assert rows[0] == rows[1] != rows[2]
-    for size in (2, 101):
-        with pytest.raises(ValueError, match=f"a subset needs 3 to 100 labels, not {size}"):
-            task.subset(size)
-
-
-def test_summary(make_task):
-    summary = make_task().summary()
-    assert list(summary.index) == ["train", "validation", "test"]
-    assert (summary["examples"] == 24).all() and (summary["groups"] == 12).all()
-    np.testing.assert_allclose(summary["level 2"], 0.333)
-
+from citynb.tasks import CityTask
+from citynb.tasks.counts import DEMAND_CUTS, SURPRISE_CUTS, fill_gaps, read_counts
 
 # --- read_counts ------------------------------------------------------------------------------
 
@@ -195,12 +109,13 @@ def parts(task):
     return {part: getattr(task, part) for part in ("train", "validation", "test")}
 
 
+@pytest.mark.filterwarnings("ignore:.*single level")
 @pytest.mark.parametrize("horizon", [1, 3, 24, 168])
 def test_every_pixel_is_the_hour_it_says(horizon):
     # The volume of hour i is i, so that a picture tells which hours it reads.
     hours = made_up().index
     counts = made_up(np.arange(len(hours), dtype=float))
-    task = citynb.CityTask.from_counts(counts, bounds=BOUNDS, horizon=horizon, capacity=8192)
+    task = CityTask.from_counts(counts, bounds=BOUNDS, horizon=horizon, capacity=8192)
     read = {}
     for part, split in parts(task).items():
         target = hours.get_indexer(split.table.index)
@@ -228,7 +143,7 @@ def test_every_pixel_is_the_hour_it_says(horizon):
 @pytest.mark.parametrize("target", ["demand", "surprise"])
 def test_levels_are_of_the_target_hour(target):
     counts = made_up()
-    task = citynb.CityTask.from_counts(counts, bounds=BOUNDS, horizon=3, target=target)
+    task = CityTask.from_counts(counts, bounds=BOUNDS, horizon=3, target=target)
     volume = counts["traffic_volume"]
     training = volume[: pd.Timestamp(BOUNDS[1]) - pd.Timedelta(hours=1)]
     capacity = np.quantile(training, 0.995)
@@ -256,9 +171,7 @@ def assert_equal(one, other):
 def test_training_knows_nothing_of_what_comes_after(target):
     counts, changed = made_up(), made_up()
     changed.loc[BOUNDS[2] :, "traffic_volume"] *= 3
-    tasks = [
-        citynb.CityTask.from_counts(c, bounds=BOUNDS, target=target) for c in (counts, changed)
-    ]
+    tasks = [CityTask.from_counts(c, bounds=BOUNDS, target=target) for c in (counts, changed)]
     assert_equal(tasks[0].train, tasks[1].train)
     assert_equal(tasks[0].validation, tasks[1].validation)
     assert (tasks[0].test.labels != tasks[1].test.labels).any()
@@ -268,12 +181,12 @@ def test_training_knows_nothing_of_what_comes_after(target):
 def test_no_input_looks_past_now(horizon):
     counts = made_up()
     counts.loc["2018-07-10 05:00":"2018-07-10 07:00", "traffic_volume"] = np.nan
-    task = citynb.CityTask.from_counts(counts, bounds=BOUNDS, horizon=horizon)
+    task = CityTask.from_counts(counts, bounds=BOUNDS, horizon=horizon)
     for now in pd.to_datetime(["2018-07-10 07:00", "2018-07-12 00:00", "2018-07-20 18:00"]):
         changed = counts.copy()
         later = changed.index > now
         changed.loc[later] = made_up(seed=1)[later]
-        other = citynb.CityTask.from_counts(changed, bounds=BOUNDS, horizon=horizon).test
+        other = CityTask.from_counts(changed, bounds=BOUNDS, horizon=horizon).test
         (one,) = task.test.table.index.get_indexer([now + pd.Timedelta(hours=horizon)])
         (two,) = other.table.index.get_indexer([now + pd.Timedelta(hours=horizon)])
         assert one >= 0 and two >= 0
@@ -287,14 +200,14 @@ def test_an_empty_hour_is_never_a_label_and_leading_ones_are_cut():
     empty = counts.index[[4000, 4500, 5000]]
     counts.loc[empty, "traffic_volume"] = np.nan
     counts.loc[:"2018-01-20", "traffic_volume"] = np.nan
-    task = citynb.CityTask.from_counts(counts, bounds=BOUNDS)
+    task = CityTask.from_counts(counts, bounds=BOUNDS)
     for split in parts(task).values():
         assert not split.table.index.isin(empty).any()
     assert task.train.table.index[0] >= pd.Timestamp("2018-01-21") + pd.Timedelta(weeks=2)
 
 
 def test_bounds_have_a_default():
-    task = citynb.CityTask.from_counts(made_up())
+    task = CityTask.from_counts(made_up())
     ends = [split.table.index[-1] for split in parts(task).values()]
     assert ends[-1] == pd.Timestamp("2018-07-31 23:00")
     share = (ends[0] - pd.Timestamp("2018-01-01")) / (ends[-1] - pd.Timestamp("2018-01-01"))
@@ -320,101 +233,142 @@ def test_bounds_have_a_default():
 )
 def test_from_counts_refuses(change, message):
     with pytest.raises(ValueError, match=message):
-        citynb.CityTask.from_counts(made_up(), **{"bounds": BOUNDS, **change})
+        CityTask.from_counts(made_up(), **{"bounds": BOUNDS, **change})
 
 
 def test_from_counts_refuses_counts(tmp_path):
     with pytest.raises(ValueError, match="a row for every hour.*read_counts"):
-        citynb.CityTask.from_counts(made_up().drop(made_up().index[7]), bounds=BOUNDS)
+        CityTask.from_counts(made_up().drop(made_up().index[7]), bounds=BOUNDS)
     with pytest.raises(ValueError, match="column 'traffic_volume'"):
-        citynb.CityTask.from_counts(made_up()[["temp"]], bounds=BOUNDS)
+        CityTask.from_counts(made_up()[["temp"]], bounds=BOUNDS)
     with pytest.raises(ValueError, match="a row for every hour"):
-        citynb.CityTask.from_counts(made_up().reset_index(), bounds=BOUNDS)
+        CityTask.from_counts(made_up().reset_index(), bounds=BOUNDS)
     sundays = made_up()
     sundays.loc[(sundays.index.day_of_week == 6) & (sundays.index.hour == 4), "traffic_volume"] = (
         np.nan
     )
     with pytest.raises(ValueError, match="training has no count of Sunday 4:00"):
-        citynb.CityTask.from_counts(sundays, bounds=BOUNDS)
+        CityTask.from_counts(sundays, bounds=BOUNDS)
     with pytest.raises(ValueError, match="counts: .*three weeks or more"):
-        citynb.CityTask.from_counts(csv(tmp_path, GOOD, "2018-01-01 01:00:00,5,280"))
+        CityTask.from_counts(csv(tmp_path, GOOD, "2018-01-01 01:00:00,5,280"))
 
 
-# --- The shipped i94 --------------------------------------------------------------------------
+# --- Faults of real files ---------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def i94():
-    return citynb.load("i94", horizon=3)
+def hourly(values, start="2018-01-01"):
+    hours = pd.date_range(start, periods=len(values), freq="h")
+    return [f"{hour},{value},280" for hour, value in zip(hours, values)]
 
 
-@pytest.fixture(scope="module")
-def volume():
-    return read_counts(data.data_folder() / "i94" / "i94.csv.gz")["traffic_volume"]
+def test_a_comma_at_the_end_of_rows(tmp_path):
+    with pytest.raises(ValueError, match="counts.csv, line 2: the row has more cells than the hea"):
+        read_counts(csv(tmp_path, GOOD + ",", "2018-01-01 01:00:00,6,280,"))
+    with pytest.raises(ValueError, match="counts.csv is not a CSV file.*line 3"):
+        read_counts(csv(tmp_path, GOOD, "2018-01-01 01:00:00,6,280,"))
 
 
-def test_i94(i94, volume):
-    assert i94.class_names == ("free", "light", "busy", "heavy")
-    assert i94.input_shape == (7, 24, 3)
-    assert i94.card.read_text().startswith("# Card: i94")
-    assert (len(volume), volume.isna().sum()) == (17_520, 104)
-    capacity = volume[:"2017-12-31"].quantile(0.995)
-    for split in parts(i94).values():
-        measured = volume[split.table.index]
-        assert measured.notna().all()
-        np.testing.assert_array_equal(split.labels, np.digitize(measured / capacity, DEMAND_CUTS))
-        shares = np.bincount(split.labels, minlength=4) / len(split)
-        assert shares.min() > 0.15  # the cuts make no class rare
-        assert not split.table.isna().any().any()
+def test_a_point_for_thousands(tmp_path):
+    message = "line 4: traffic_volume 1.234 stands beside 526, .* thousands. Write 1234"
+    with pytest.raises(ValueError, match=message):
+        read_counts(csv(tmp_path, *hourly(["526", "", "1.234", "2.005"])))
+    decimals = ["526", "1.5", "0.667", "1.234"], ["526.000", "1.234"], ["1.234", "2.000"]
+    for values in decimals:
+        counts = read_counts(csv(tmp_path, *hourly(values)))
+        assert counts["traffic_volume"].tolist() == [float(value) for value in values]
 
 
-def test_no_hour_of_i94_is_in_two_splits(i94, volume):
-    """Counts every hour a picture or a row of the table reads, and where its gaps come from."""
-    place = {hour: i for i, hour in enumerate(volume.index)}
-    empty = volume.isna().to_numpy()
-    read = []
-    for split in parts(i94).values():
-        hours = set()
-        for time in split.table.index:
-            hours.update(range(place[time] - 2 * WEEK, place[time] - 2), [place[time]])
-        fills = [hour for hour in hours if empty[hour]]
-        for hour in fills:
-            while empty[hour]:
-                hour -= WEEK if hour >= WEEK else 24
-            hours.add(hour)
-        read.append(hours)
-    assert not read[0] & read[1] and not read[1] & read[2] and not read[0] & read[2]
+@pytest.mark.parametrize("zone", ["+01", "-06", "-0600", "-06:00", "Z", "z"])
+@pytest.mark.parametrize("between", ["T", " "])
+def test_time_zones(tmp_path, zone, between):
+    rows = f"2018-01-01{between}00:00:00{zone},5,", f"2018-01-01{between}01:00:00-05,5,"
+    with pytest.raises(ValueError, match="line 2: the datetime has a time zone"):
+        read_counts(csv(tmp_path, *rows))
+    with pytest.raises(ValueError, match="line 3: the datetime has a time zone"):
+        read_counts(csv(tmp_path, GOOD, f"2018-01-01{between}01:00{zone},5,"))
 
 
-@pytest.mark.parametrize("fold", [0, 1, 2, 3])
-def test_folds_roll_forward(fold):
-    task = citynb.load("i94", fold=fold)
-    times = [split.table.index for split in parts(task).values()]
-    assert times[0][-1] < times[1][0] and times[1][-1] < times[2][0]
-    for index, hours in enumerate(times):
-        assert hours[0] >= pd.Timestamp(FOLDS[fold][index]) + pd.Timedelta(weeks=2)
-        assert hours[-1] < pd.Timestamp(FOLDS[fold][index + 1])
-    if fold == 1:
-        assert set(times[2].month) == {1, 2, 3}
+def test_a_date_is_no_time_zone(tmp_path):
+    counts = read_counts(csv(tmp_path, "2018-04-01,5,", "2018-04-01 01:00,6,"))
+    assert counts.index[0] == pd.Timestamp("2018-04-01")
 
 
-def test_load_refuses():
-    with pytest.raises(ValueError, match="no dataset 'i49'; did you mean 'i94'"):
-        citynb.load("i49")
-    with pytest.raises(ValueError, match="i94 has no fold 7; choose None, 0, 1, 2 or 3"):
-        citynb.load("i94", fold=7)
+def test_the_code_of_a_failed_detector(tmp_path):
+    volume = made_up()["traffic_volume"].round().astype(int).to_numpy(copy=True)
+    volume[::50] = 65_535
+    message = r"the count 65535 stands in 102 hours, and the next lower one is \d{4}"
+    with pytest.warns(UserWarning, match="counts.csv: " + message) as caught:
+        counts = read_counts(csv(tmp_path, *hourly(volume)))
+    assert caught[0].filename == __file__
+    with pytest.warns(UserWarning, match="counts: " + message) as caught:
+        CityTask.from_counts(counts, bounds=BOUNDS)
+    assert caught[0].filename == __file__
 
 
-def test_load_verifies_the_checksum(tmp_path, monkeypatch):
-    shutil.copytree(data.data_folder() / "i94", tmp_path / "i94")
-    monkeypatch.setattr(data, "data_folder", lambda: tmp_path)
-    citynb.load("i94")
-    file = tmp_path / "i94" / "i94.csv.gz"
-    content = bytearray(file.read_bytes())
-    content[9] ^= 1  # the gzip header's operating system: the counts stay the same
-    file.write_bytes(content)
-    with pytest.raises(ValueError, match="i94.csv.gz is damaged: its sha256.*git checkout"):
-        citynb.load("i94")
-    file.unlink()
-    with pytest.raises(ValueError, match="i94.csv.gz is missing. Get it back"):
-        citynb.load("i94")
+@pytest.mark.filterwarnings("ignore:.*single level")  # of the other splits
+def test_a_constant_series_and_a_short_test():
+    with pytest.warns(UserWarning, match="counts.train has a single level, 'heavy'") as caught:
+        CityTask.from_counts(made_up(500.0), bounds=BOUNDS)
+    assert len(caught) == 3 and caught[0].filename == __file__
+    short = *BOUNDS[:3], "2018-06-29 03:00"
+    with pytest.warns(UserWarning, match=r"counts.test has \d example\(s\) on 1 day"):
+        CityTask.from_counts(made_up(), bounds=short)
+
+
+@pytest.mark.filterwarnings("error")
+def test_good_counts_give_no_warning(tmp_path):
+    volume = made_up()["traffic_volume"].round().astype(int)
+    CityTask.from_counts(csv(tmp_path, *hourly(volume)), bounds=BOUNDS)
+
+
+def test_damaged_files(tmp_path):
+    whole = gzip.compress("\n".join(["datetime,traffic_volume", *hourly(range(999))]).encode())
+    middle = len(whole) // 2
+    flipped = whole[:middle] + bytes([whole[middle] ^ 255]) + whole[middle + 1 :]
+    path = tmp_path / "counts.csv.gz"
+    for content in (whole[:middle], b"no gzip at all", flipped, whole[:-8] + bytes(8)):
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match=r"counts.csv.gz is damaged \(.*Get it again"):
+            read_counts(path)
+    for ending in ("zip", "bz2", "xz"):
+        path = tmp_path / f"counts.csv.{ending}"
+        path.write_bytes(b"not what its name says")
+        with pytest.raises(ValueError, match=f"counts.csv.{ending} is "):
+            read_counts(path)
+    with pytest.raises(FileNotFoundError, match="nowhere.csv"):
+        read_counts(tmp_path / "nowhere.csv")
+
+
+def test_a_mistyped_year(tmp_path):
+    later = "2108-01-01 01:00:00,6,280"
+    message = r"line 3: the hour is 32,\d\d\d days after the row above; is a year mistyped"
+    for rows in ([GOOD, later], [GOOD, later, "2018-01-01 02:00:00,7,280"]):
+        with pytest.raises(ValueError, match=message):
+            read_counts(csv(tmp_path, *rows))
+    with pytest.raises(ValueError, match="line 3: the hour is .* days after the row above"):
+        read_counts(csv(tmp_path, "1918-01-01 00:00:00,5,280", GOOD.replace("00:00", "01:00")))
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "message"),
+    [
+        ("traffic_volume", -np.inf, "counts, 2018-01-05 04:00:00: traffic_volume is not a number"),
+        ("traffic_volume", np.inf, "traffic_volume is not a number"),
+        ("traffic_volume", -3.0, "counts, 2018-01-05 04:00:00: a count is negative"),
+        ("temp", -np.inf, "counts, 2018-01-05 04:00:00: temp is not a number"),
+    ],
+)
+def test_a_frame_is_checked_like_a_file(column, value, message):
+    counts = made_up()
+    counts.iloc[100, counts.columns.get_loc(column)] = value
+    with pytest.raises(ValueError, match=message):
+        CityTask.from_counts(counts, bounds=BOUNDS)
+
+
+def test_frames_of_other_kinds():
+    with pytest.raises(ValueError, match="traffic_volume is not a number"):
+        CityTask.from_counts(made_up().astype({"traffic_volume": str}), bounds=BOUNDS)
+    with pytest.raises(ValueError, match=r"have a time zone; use counts.tz_localize\(None\)"):
+        CityTask.from_counts(made_up().tz_localize("UTC"), bounds=BOUNDS)
+    with pytest.raises(ValueError, match="counts has zero usable rows"):
+        CityTask.from_counts(made_up(np.nan), bounds=BOUNDS)

@@ -1,15 +1,6 @@
-"""TF Hub, truly: a SavedModel served as TF Hub serves it, fine-tuned inside Keras 3, and every way
-in which a download fails."""
+"""TF Hub, truly: a SavedModel served as TF Hub serves it, and fine-tuned inside Keras 3."""
 
-import errno
-import multiprocessing
-import os
-import pathlib
 import shutil
-import signal
-import tarfile
-import tempfile
-import time
 
 import keras
 import numpy as np
@@ -17,7 +8,8 @@ import pytest
 import tensorflow as tf
 from hub_server import HubServer, pack, save_reusable, tiny_resnet
 
-from citynb import HubLayer, backbone, backbones, downloads
+from citynb import downloads, networks
+from citynb.networks import HUB_MODELS, HubLayer, HubModel, backbone, hub
 
 NAME = "tiny_hub"
 
@@ -46,13 +38,13 @@ def cache(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def hub(archive, cache, monkeypatch):
+def server(archive, cache, monkeypatch):
     """A running server, and the backbone `tiny_hub` that comes from it."""
-    with HubServer(archive) as server:
-        model = backbones.HubModel(server.handle, None, 16)
-        monkeypatch.setitem(backbones.HUB_MODELS, NAME, model)
-        monkeypatch.setitem(backbones._BUILDERS, NAME, backbones._saved_model)
-        yield server
+    with HubServer(archive) as running:
+        model = HubModel(running.handle, None, 16)
+        monkeypatch.setitem(HUB_MODELS, NAME, model)
+        monkeypatch.setitem(networks.NETWORKS, NAME, hub.build)
+        yield running
 
 
 def batches(seed=0, n=32):
@@ -209,7 +201,7 @@ def test_arguments_reach_the_saved_model(tmp_path):
     np.testing.assert_allclose(layer(np.ones((2, 4, 4, 3), "float32")), np.full((2, 3), 0.5))
 
 
-def test_fresh_weights(hub, native):
+def test_fresh_weights(server, native):
     pretrained = backbone(NAME)
     keras.utils.set_random_seed(0)
     fresh = backbone(NAME, weights=None)
@@ -244,7 +236,7 @@ def test_resnet50_of_keras_in_hub_form_counts_right(tmp_path):
 # --- Saving and loading ------------------------------------------------------------------------
 
 
-def test_keras_file_round_trip(hub, tmp_path):
+def test_keras_file_round_trip(server, tmp_path):
     images, labels = batches()
     model = classifier(HubLayer(NAME, freeze_batch_norm=False))
     model.fit(images, labels, verbose=0)
@@ -254,10 +246,10 @@ def test_keras_file_round_trip(hub, tmp_path):
     assert loaded.layers[1].freeze_batch_norm is False
     loaded.fit(images, labels, verbose=0)  # with the optimizer's state
     assert loaded.optimizer.iterations == 2
-    assert len(hub.requests) == 2  # one download: the handle and where it redirects
+    assert len(server.requests) == 2  # one download: the handle and where it redirects
 
 
-def test_clone_has_weights_of_its_own_and_pretrained_values(hub):
+def test_clone_has_weights_of_its_own_and_pretrained_values(server):
     images, labels = batches()
     layer = HubLayer(NAME)
     pretrained, model = layer.get_weights(), classifier(layer)
@@ -281,16 +273,40 @@ def test_a_keras_file_cannot_choose_which_code_runs(saved_model, tmp_path):
 
 def test_a_model_of_the_repository_must_match_its_checksum(saved_model, tmp_path, monkeypatch):
     folder = shutil.copytree(saved_model, tmp_path / "shipped")
-    monkeypatch.setattr(backbones, "data_folder", lambda: tmp_path)
-    model = backbones.HubModel("shipped", downloads.digest(saved_model))
-    monkeypatch.setitem(backbones.HUB_MODELS, "shipped", model)
+    monkeypatch.setattr(hub, "models_folder", lambda: tmp_path)
+    model = HubModel("shipped", downloads.digest(saved_model))
+    monkeypatch.setitem(HUB_MODELS, "shipped", model)
     assert HubLayer("shipped").features == 16
     (folder / "note.txt").write_text("one more file")
-    with pytest.raises(ValueError, match="shipped: .*does not match its sha256"):
+    with pytest.raises(ValueError, match="shipped: .*it holds .*note.txt.*Restore it from the rep"):
+        HubLayer("shipped")
+    files = sorted(path for path in saved_model.rglob("*") if path.is_file())
+    (tmp_path / "SHA256SUMS").write_text(
+        "".join(
+            f"{downloads.digest(f)}  shipped/{f.relative_to(saved_model).as_posix()}\n"
+            for f in files
+        )
+    )
+    with pytest.raises(ValueError, match="HUB_MODELS: not part of it, delete: note.txt. Restore"):
+        HubLayer("shipped")
+    (folder / "note.txt").unlink()
+    (folder / "fingerprint.pb").write_bytes(b"other bytes")
+    (folder / "variables" / "variables.index").unlink()
+    expected = "missing: variables/variables.index; changed: fingerprint.pb. Restore"
+    with pytest.raises(ValueError, match=expected):
         HubLayer("shipped")
     shutil.rmtree(folder)
-    with pytest.raises(FileNotFoundError, match="restore it from the repository"):
+    with pytest.raises(ValueError, match="the folder is missing or empty. Restore it from the rep"):
         HubLayer("shipped")
+
+
+def test_a_misspelled_source_gets_the_nearest_name():
+    with pytest.raises(
+        ValueError, match="nor a folder that exists. Did you mean 'city_resnet_hub'"
+    ):
+        HubLayer("city_resnt")
+    with pytest.raises(ValueError, match=r"neither a name in .*resnet50v2_hub.*exists\.$"):
+        HubLayer("/no/such/folder")
 
 
 # --- The download ------------------------------------------------------------------------------
@@ -308,250 +324,44 @@ def refused(cache, match):
     assert left in ([], [f".{NAME}.lock"])
 
 
-def test_complete(hub, cache, capsys):
+def test_complete(server, cache, capsys):
     model = backbone(NAME, image_size=64)
     assert model.name == NAME and model.output_shape == (None, 16)
-    assert hub.requests[1] == "/storage/model.tar.gz"
+    assert server.requests[1] == "/storage/model.tar.gz"
     printed = capsys.readouterr().out
     checksum = next(word for word in printed.replace(",", "").split() if len(word) == 64)
     assert checksum in (cache / f"{NAME}.json").read_text()
     names = sorted(path.name for path in cache.iterdir())
     assert names == [f".{NAME}.lock", NAME, f"{NAME}.json"]
-    assert backbone(NAME) and len(hub.requests) == 2  # the second comes from the cache
+    assert backbone(NAME) and len(server.requests) == 2  # the second comes from the cache
 
 
-@pytest.mark.parametrize("status", [403, 404, 503])
-def test_http_errors(hub, cache, status):
-    hub.answers, hub.forever = [status], True
-    refused(cache, f"the server answered {status}")
-    assert len(hub.requests) == (downloads.ATTEMPTS if status == 503 else 1)
-
-
-def test_a_busy_server_is_asked_again(hub):
-    hub.answers = [503, 429]
-    assert backbone(NAME).output_shape == (None, 16)
-
-
-def test_connection_cut_halfway(hub, cache):
-    hub.cut = len(hub.content) // 2
-    refused(cache, rf"connection was cut after {hub.cut} of {len(hub.content)} bytes")
-    hub.cut = None
-    assert backbone(NAME)
-
-
-def test_stalled_server(hub, cache, monkeypatch):
-    hub.stall = True
-    monkeypatch.setattr(downloads, "ATTEMPTS", 2)
-    monkeypatch.setattr(downloads.fetch, "__defaults__", (False, None, "", 0.2))
-    started = time.monotonic()
-    refused(cache, r"the server stalled for 0.2 seconds \(2 attempts\)")
-    assert time.monotonic() - started < 5
-
-
-def test_nobody_answers(hub, cache):
-    hub.server.shutdown()
-    hub.server.server_close()
-    refused(cache, "no connection")
-
-
-def test_corrupted_archive(hub, cache):
-    middle = len(hub.content) // 2
-    hub.content = hub.content[:middle] + bytes(64) + hub.content[middle + 64 :]
-    refused(cache, "the archive is damaged")
-
-
-def test_archive_that_is_no_archive(hub, cache):
-    hub.content = b"<html>please log in</html>" * 100
-    refused(cache, "it is no archive but begins with b'<html>please log")
-
-
-def test_archive_cut_at_a_member_border(hub, cache, saved_model):
-    hub.content = pack(saved_model, skip=["variables.data-00000-of-00001"])
+def test_archive_cut_at_a_member_border(server, cache, saved_model):
+    server.content = pack(saved_model, skip=["variables.data-00000-of-00001"])
     refused(cache, "the SavedModel is damaged")
 
 
-def test_archive_nested_too_deep(hub, cache, saved_model):
-    hub.content = pack(saved_model, below="model/")
+def test_archive_nested_too_deep(server, cache, saved_model):
+    server.content = pack(saved_model, below="model/")
     refused(cache, r"no saved_model.pb at the top of content, but \['model'\]")
 
 
-def test_flipped_weight_byte(hub, cache, saved_model, tmp_path):
+def test_flipped_weight_byte(server, cache, saved_model, tmp_path):
     broken = shutil.copytree(saved_model, tmp_path / "broken")
     weights = broken / "variables" / "variables.data-00000-of-00001"
     content = bytearray(weights.read_bytes())
     content[100] ^= 1
     weights.write_bytes(content)
-    hub.content = pack(broken)
+    server.content = pack(broken)
     refused(cache, "the SavedModel is damaged")
 
 
-def test_another_model_than_promised(hub, cache, tmp_path):
-    hub.content = pack(save_reusable(tiny_resnet(width=4), tmp_path / "other"))
+def test_another_model_than_promised(server, cache, tmp_path):
+    server.content = pack(save_reusable(tiny_resnet(width=4), tmp_path / "other"))
     refused(cache, "it returns 8 features instead of 16")
 
 
-@pytest.fixture(params=["with filters", "before Python 3.11.4"])
-def any_tarfile(request, monkeypatch):
-    """Extract as this Python does, and as one does whose tarfile has no filters."""
-    if request.param != "with filters":
-        monkeypatch.delattr(tarfile, "data_filter", raising=False)
-    elif not hasattr(tarfile, "data_filter"):
-        pytest.skip("this Python's tarfile has no filters")
-
-
-def test_an_archive_is_unpacked_by_any_tarfile(hub, cache, any_tarfile):
-    assert backbone(NAME).output_shape == (None, 16)
-    assert (cache / NAME / "saved_model.pb").stat().st_mode & 0o777 == 0o644
-
-
-def test_a_link_out_of_the_folder(hub, cache, tmp_path, any_tarfile):
-    with tarfile.open(tmp_path / "evil.tar", "w") as archive:
-        link = tarfile.TarInfo("saved_model.pb")
-        link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
-        archive.addfile(link)
-    hub.content = (tmp_path / "evil.tar").read_bytes()
-    refused(cache, "the archive is damaged")
-
-
-def test_paths_that_leave_the_folder(hub, cache, tmp_path, any_tarfile):
-    (tmp_path / "evil.txt").write_text("evil")
-    with tarfile.open(tmp_path / "evil.tar", "w") as archive:
-        archive.add(tmp_path / "evil.txt", "../../escaped.txt")
-    hub.content = (tmp_path / "evil.tar").read_bytes()
-    refused(cache, "the archive is damaged .*outside")
-    assert not list(tmp_path.rglob("escaped.txt"))
-
-
-def test_wrong_checksum(hub, cache, monkeypatch):
-    pinned = backbones.HubModel(hub.handle, "0" * 64, 16)
-    monkeypatch.setitem(backbones.HUB_MODELS, NAME, pinned)
+def test_wrong_checksum(server, cache, monkeypatch):
+    pinned = HubModel(server.handle, "0" * 64, 16)
+    monkeypatch.setitem(HUB_MODELS, NAME, pinned)
     refused(cache, f"wrong checksum: expected sha256 {'0' * 64}, received")
-
-
-def test_a_later_download_must_match_the_first(hub, cache, saved_model):
-    backbone(NAME)
-    shutil.rmtree(cache / NAME)
-    hub.content = pack(saved_model, skip=["fingerprint.pb"])
-    with pytest.raises(downloads.DownloadError, match="the file has changed: the first download"):
-        backbone(NAME)
-    assert not (cache / NAME).exists()
-    (cache / f"{NAME}.json").unlink()  # the way out that the message names
-    assert backbone(NAME)
-
-
-def test_a_cache_that_was_changed_is_not_used(hub, cache):
-    backbone(NAME)
-    (cache / NAME / "saved_model.pb").write_bytes(b"something else")
-    with pytest.raises(downloads.DownloadError, match="has changed since it was verified; delete"):
-        backbone(NAME)
-    assert len(hub.requests) == 2
-
-
-def test_a_folder_without_its_record_is_not_trusted(hub, cache):
-    (cache / NAME).mkdir(parents=True)
-    (cache / NAME / "saved_model.pb").write_bytes(b"half a model")
-    assert backbone(NAME) and len(hub.requests) == 2
-
-
-def _hold(cache, started):
-    with downloads._lock(pathlib.Path(cache) / NAME):
-        tempfile.mkdtemp(prefix=f".{NAME}-", dir=cache)  # what a killed download leaves
-        started.set()
-        time.sleep(60)
-
-
-def test_stale_lock(hub, cache, monkeypatch):
-    """A process that dies while it downloads holds nobody up; one that lives is waited for."""
-    cache.mkdir()
-    context = multiprocessing.get_context("fork")
-    started = context.Event()
-    other = context.Process(target=_hold, args=(cache, started))
-    other.start()
-    try:
-        assert started.wait(10)
-        monkeypatch.setattr(downloads, "LOCK_WAIT", 0.3)
-        with pytest.raises(downloads.DownloadError, match="another process has been fetching"):
-            backbone(NAME)
-        os.kill(other.pid, signal.SIGKILL)
-        other.join(10)
-        assert (cache / f".{NAME}.lock").exists() and len(list(cache.iterdir())) == 2
-        assert backbone(NAME)  # within 0.3 seconds of waiting
-        assert not list(cache.glob(f".{NAME}-*"))
-    finally:
-        other.kill()
-
-
-def test_read_only_cache(hub, monkeypatch):
-    root = os.geteuid() == 0  # to whom nothing is read-only
-    folder = pathlib.Path(tempfile.mkdtemp(prefix="citynb-read-only-"))
-    folder.chmod(0o555)
-    monkeypatch.setenv("CITYNB_CACHE", str(folder))
-    try:
-        if root:
-            os.seteuid(65534)
-        refused(folder, "no permission to write in .*; set CITYNB_CACHE to another folder")
-        if root:
-            os.seteuid(0)
-        folder.chmod(0o755)
-        assert backbone(NAME)
-        for path in [folder, *folder.rglob("*")]:
-            path.chmod(0o555 if path.is_dir() else 0o444)
-        if root:
-            os.seteuid(65534)
-        assert backbone(NAME)  # complete, so reading is enough
-    finally:
-        if root:
-            os.seteuid(0)
-        for path in [folder, *folder.rglob("*")]:
-            path.chmod(0o755)
-        shutil.rmtree(folder)
-
-
-def test_cache_that_is_a_file(hub, tmp_path, monkeypatch):
-    (tmp_path / "file").write_text("")
-    monkeypatch.setenv("CITYNB_CACHE", str(tmp_path / "file"))
-    with pytest.raises(downloads.DownloadError, match="tiny_hub could not be fetched"):
-        backbone(NAME)
-
-
-def test_no_space(hub, cache, monkeypatch):
-    usage = shutil.disk_usage(cache.parent)._replace(free=1000)
-    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
-    refused(cache, "no space left in")
-    monkeypatch.undo()
-
-
-def test_no_space_halfway(hub, cache, monkeypatch):
-    def full(*_, **__):
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr(tarfile.TarFile, "extractall", full)
-    refused(cache, "no space left in")
-
-
-def test_a_plain_file_with_a_pinned_checksum(hub, cache, capsys):
-    """The same door serves the datasets that are fetched at run time."""
-    import hashlib
-
-    pin = hashlib.sha256(hub.content).hexdigest()
-    address = f"{hub.handle}?tf-hub-format=compressed"
-    path = downloads.fetch(address, pin, "counts.csv")
-    assert path == cache / "counts.csv" and path.read_bytes() == hub.content
-    assert downloads.fetch(address, pin, "counts.csv") == path and len(hub.requests) == 2
-    assert capsys.readouterr().out == ""
-    with pytest.raises(downloads.DownloadError, match="wrong checksum"):  # the pin moved on
-        downloads.fetch(address, "1" * 64, "counts.csv")
-
-
-def test_https_is_never_left(hub, monkeypatch):
-    """A redirect from https to http is refused: an unpinned file must not travel unprotected."""
-    reply = downloads.urllib.request.urlopen
-
-    def secure(request, timeout):
-        request.full_url = request.full_url.replace("https://", "http://")
-        return reply(request, timeout=timeout)
-
-    monkeypatch.setattr(downloads.urllib.request, "urlopen", secure)
-    address = hub.handle.replace("http:", "https:") + "?tf-hub-format=compressed"
-    with pytest.raises(downloads.DownloadError, match="redirected to an unprotected address"):
-        downloads.fetch(address, None, "counts.csv")

@@ -5,15 +5,20 @@ import resource
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import keras
 import numpy as np
+import pandas as pd
 import pytest
 import tensorflow as tf
+from PIL import Image
 from hub_server import save_reusable, tiny_resnet
 
 import citynb
+from citynb.tasks.pictures import PARTS, PictureFiles
+from citynb.training.step import GuardedAdam, Trainer
 
 QUIET = dict(progress=False, validate=False)
 FULL = dict(QUIET, batch_size=24, schedule="constant", weight_decay=0.0)  # one step an epoch
@@ -205,8 +210,10 @@ def test_half_precision(make_task, make_model, policy):
         ({"optimizer": "adam"}, "optimizer is 'adam'; choose one of sgd, adamw"),
         ({"schedule": "linear"}, "schedule is 'linear'; choose one of cosine, constant"),
         ({"batch_norm": True}, "batch_norm is True; choose one of frozen, train"),
-        ({"epochs": -1}, "epochs is -1; it must be finite and 0 or more"),
-        ({"batch_size": 0}, "batch_size is 0; it must be finite and 1 or more"),
+        ({"epochs": -1}, "epochs is -1; it must be a whole number, 0 or more"),
+        ({"batch_size": 0}, "batch_size is 0; it must be a whole number, 1 or more"),
+        ({"batch_size": 2.5}, "batch_size is 2.5; it must be a whole number"),
+        ({"epochs": 1.5}, "epochs is 1.5; it must be a whole number"),
         ({"learning_rate": np.nan}, "learning_rate is nan"),
         ({"l2_sp": np.inf}, "l2_sp is inf"),
     ],
@@ -228,27 +235,99 @@ def test_refuses_models_that_do_not_fit(make_task, make_model):
 # --- What goes wrong on the way ---------------------------------------------------------------
 
 
-def test_nan_stops_at_once_and_leaves_the_step_before(make_task, make_model, values):
-    model, seen = make_model(dropout=0.5), []
+class Watched(keras.layers.Layer):
+    """An augmentation that counts its calls, tells somebody, and spoils the n-th batch."""
 
-    def third_batch_is_broken(pictures):
-        seen.append(values(model))
-        return pictures + np.float32(np.nan) if len(seen) == 3 else pictures
+    def __init__(self, tell, broken=-1, layer=None):
+        super().__init__()
+        self.tell, self.broken, self.layer = tell, broken, layer
+        self.calls = self.add_weight(shape=(), dtype="int32", trainable=False, name="calls")
 
-    options = dict(QUIET, batch_size=10, batch_norm="train", augment=third_batch_is_broken)
+    def call(self, pictures):
+        self.calls.assign_add(1)
+
+        def tell(call):
+            self.tell(int(call))
+
+        with tf.control_dependencies([tf.numpy_function(tell, [self.calls.value], [])]):
+            pictures = tf.identity(pictures)
+        if self.layer is not None:
+            pictures = self.layer(pictures, training=True)
+        nan = tf.cast(np.nan, pictures.dtype)
+        return tf.where(self.calls.value == self.broken, nan, pictures)
+
+
+@pytest.mark.parametrize("policy", ["float32", "mixed_bfloat16"])
+def test_nan_stops_at_once_and_leaves_the_step_before(make_task, make_model, values, policy):
+    keras.config.set_dtype_policy(policy)
+    try:
+        model, seen = make_model(dropout=0.5), {}
+        watched = Watched(lambda call: seen.setdefault(call, values(model)), broken=3)
+    finally:
+        keras.config.set_dtype_policy("float32")
+    options = dict(QUIET, batch_size=5, batch_norm="train", augment=watched)
     message = (
-        "loss is nan.*'network', epoch 1, step 3 of 3, at learning rate 0.05.*"
+        "loss is nan.*'network', epoch 1, step 3 of 5, at learning rate 0.05.*"
         r"example \d+ holds NaN.*augmentation.*step before"
     )
     with pytest.raises(FloatingPointError, match=message):
         citynb.fine_tune(
             model, make_task(), head_epochs=0, schedule="constant", learning_rate=0.05, **options
         )
-    assert len(seen) == 3
+    assert list(seen) == [1, 2, 3]  # the count, too, is that before the bad step
     after = values(model)
-    for path, value in seen[2].items():  # statistics of BatchNorm and seeds of dropout, too
+    for path, value in seen[3].items():  # statistics of BatchNorm and seeds of dropout, too
         np.testing.assert_array_equal(after[path], value, err_msg=path)
-    assert not np.array_equal(seen[2]["conv/kernel"], seen[0]["conv/kernel"])
+    assert not np.array_equal(seen[3]["conv/kernel"], seen[1]["conv/kernel"])
+
+
+def test_the_optimizer_keeps_its_slots_after_a_bad_step(make_task, make_model):
+    """Two good steps and a bad one leave the optimizer where two good steps do."""
+    pictures = make_task().train.inputs.copy()
+    ends = []
+    for broken in (False, True):
+        network = make_model()
+        trainer = Trainer(network)
+        optimizer = GuardedAdam(0.01, 1e-3)
+        optimizer.build(network.trainable_variables)
+        trainer.compile(optimizer, jit_compile=False)
+        batches = [pictures[:8], pictures[8:16], np.full_like(pictures[:8], np.nan)]
+        for batch in batches[: 2 + broken]:
+            trainer.train_step((tf.constant(batch), tf.constant(np.arange(8) % 3), tf.constant(8)))
+        ends.append([variable.numpy() for variable in optimizer.variables])
+        assert int(trainer.bad_step) == (2 if broken else -1)
+    for clean, latched in zip(*ends, strict=True):
+        np.testing.assert_array_equal(clean, latched)
+
+
+def test_a_step_that_loss_scaling_skips_is_not_bad(make_task, make_model):
+    """A scale too large for half precision is lowered step by step; training then goes on."""
+    keras.config.set_dtype_policy("mixed_float16")
+    try:
+        network = make_model()
+    finally:
+        keras.config.set_dtype_policy("float32")
+    trainer, task = Trainer(network), make_task()
+    optimizer = keras.optimizers.LossScaleOptimizer(GuardedAdam(0.01, 0.0), initial_scale=2.0**30)
+    optimizer.build(network.trainable_variables)
+    trainer.compile(optimizer, jit_compile=False, auto_scale_loss=False)
+    before = network.get_weights()
+    trainer.fit(task.train.batches(4, seed=0), epochs=4, verbose=0)
+    assert int(trainer.bad_step) == -1 and float(optimizer.dynamic_scale) < 2.0**30
+    assert not np.array_equal(before[0], network.get_weights()[0])
+
+
+def test_nan_in_validation_is_named(make_task, make_model):
+    task = make_task()
+    broken = task.validation.inputs.copy()
+    broken[3] = 0.0  # brightness 0 becomes NaN in a network that divides by it
+    pictures = keras.Input((8, 8, 3))
+    mean = keras.ops.mean(pictures, (1, 2))
+    body = keras.Model(pictures, keras.layers.Dense(4)(mean / keras.ops.sum(mean, 1, True)))
+    model = citynb.classifier(body, 3)
+    task = replace(task, validation=replace(task.validation, inputs=broken))
+    with pytest.raises(FloatingPointError, match="loss on the validation split is not finite"):
+        citynb.fine_tune(model, task, head_epochs=0, epochs=1, progress=False)
 
 
 def test_a_step_too_large_is_named(make_task, make_model, values):
@@ -256,6 +335,20 @@ def test_a_step_too_large_is_named(make_task, make_model, values):
     with pytest.raises(FloatingPointError, match="step before was too large: lower the learning"):
         citynb.fine_tune(model, make_task(), head_epochs=0, learning_rate=1e30, **FULL)
     assert all(np.isfinite(value).all() for value in values(model).values())
+
+
+def test_a_head_step_that_overflows_stops(make_task, make_model, values, tmp_path):
+    """The last step of an epoch leaves no loss that could tell; the weights themselves are asked."""
+    model = make_model()
+    norm = model.layers[-2].get_layer("norm")
+    norm.gamma.assign(1e3 * norm.gamma)  # large features, and so a large gradient
+    with pytest.raises(FloatingPointError, match="phase 'head'"):
+        citynb.fine_tune(
+            model, make_task(), head_epochs=1, epochs=0, head_learning_rate=3.4e38,
+            checkpoint=tmp_path, **{**FULL, "optimizer": "sgd"},
+        )  # fmt: skip
+    with np.load(tmp_path / "state.npz") as saved:
+        assert all(np.isfinite(saved[key]).all() for key in saved.files if key != "meta")
 
 
 def test_a_broken_weight_is_named(make_task, make_model):
@@ -274,23 +367,16 @@ LONG = dict(
 )  # fmt: skip
 
 
-class Flips:
-    """A random augmentation with a state, that stops the program before its n-th batch."""
+class Flips(Watched):
+    """A random augmentation with a state, that stops the program in its n-th batch."""
 
     def __init__(self, stop_at=None, how=None):
-        self.layer = keras.layers.RandomFlip(seed=3)
-        self.variables = self.layer.variables
-        self.calls, self.stop_at, self.how = 0, stop_at, how
-
-    def __call__(self, pictures):
-        self.calls += 1
-        if self.calls == self.stop_at:
-            self.how()
-        return self.layer(pictures)
+        flip = keras.layers.RandomFlip(seed=3)
+        super().__init__(lambda call: how() if call == stop_at else None, layer=flip)
 
 
 def press_stop():
-    raise KeyboardInterrupt
+    os.kill(os.getpid(), signal.SIGINT)  # what Jupyter's stop button sends
 
 
 def kill():
@@ -307,10 +393,10 @@ def uninterrupted(make_task, make_model):
 def finish(folder, uninterrupted, make_task, values, model):
     """Resume; the weights and the history must be those of the training that never stopped."""
     run = citynb.fine_tune(model, make_task(), augment=Flips(), checkpoint=folder, **LONG)
-    assert_same(values(model), uninterrupted[0])
-    assert list(run.history) == list(uninterrupted[1])
-    np.testing.assert_allclose(run.history["loss"], uninterrupted[1]["loss"], atol=1e-6)
-    assert [path.name for path in Path(folder).iterdir()] == ["state.npz"]
+    for (path, value), wanted in zip(values(model).items(), uninterrupted[0].values(), strict=True):
+        np.testing.assert_array_equal(value, wanted, err_msg=path)
+    pd.testing.assert_frame_equal(run.history, uninterrupted[1], check_exact=True)
+    assert sorted(path.name for path in Path(folder).iterdir()) == ["lock", "state.npz"]
     return run
 
 
@@ -333,14 +419,14 @@ def test_resume_in_the_same_notebook(
 def test_resume_after_kill(make_task, make_model, values, uninterrupted, tmp_path):
     """A second process dies by SIGKILL in its second network epoch; this one goes on."""
     code = (
-        "import sys; sys.path[:0] = sys.argv[1:3]\n"
+        "import sys; sys.path[:0] = sys.argv[1:4]\n"
         "import citynb, conftest, test_training as t\n"
         "task, model = conftest.make_task.__wrapped__()(), conftest.make_model.__wrapped__()(dropout=0.5)\n"
-        "citynb.fine_tune(model, task, augment=t.Flips(5, t.kill), checkpoint=sys.argv[3], **t.LONG)\n"
+        "citynb.fine_tune(model, task, augment=t.Flips(5, t.kill), checkpoint=sys.argv[4], **t.LONG)\n"
     )
-    tests = Path(__file__).parent
+    here = Path(__file__).resolve()
     child = subprocess.run(
-        [sys.executable, "-c", code, tests, tests.parent, tmp_path], capture_output=True, text=True
+        [sys.executable, "-c", code, here.parent, *here.parents[1:3], tmp_path], capture_output=True, text=True
     )
     assert child.returncode == -signal.SIGKILL, child.stderr
     finish(tmp_path, uninterrupted, make_task, values, make_model(dropout=0.5))
@@ -393,10 +479,10 @@ def checkpoint(make_task, make_model, tmp_path_factory):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"classes": 4}, r"another model: its variable \d+ is \['kernel', 6, 3\], here it is"),
+        ({"classes": 4}, r"another network: its variable \d+ is \['kernel', 6, 3\], here it is"),
         ({"seed": 5}, "another training run: its seed is 0, here it is 5"),
         ({"head_epochs": 2}, "its head_epochs is 1, here it is 2"),
-        ({"examples": 30}, "its data is 'toy, 24 examples, crc .*here it is 'toy, 30"),
+        ({"examples": 30}, "belongs to another data: its examples is 24, here it is 30"),
         ({"augment": tf.identity}, "its augmentation is False, here it is True"),
     ],
 )
@@ -430,3 +516,168 @@ def test_damaged_checkpoint(make_task, make_model, values, checkpoint, tmp_path,
     with pytest.raises(ValueError, match="state.npz is damaged or not a checkpoint.*Remove it"):
         citynb.fine_tune(model, make_task(), head_epochs=1, epochs=0, checkpoint=tmp_path, **QUIET)
     assert_same(values(model), before)
+
+
+def test_checkpoint_of_other_pictures(make_task, make_model, checkpoint):
+    """The same labels, and one pixel of one picture is another."""
+    task = make_task()
+    inputs = task.train.inputs.copy()
+    inputs[5, 0, 0, 0] += 0.001
+    other = replace(task, train=replace(task.train, inputs=inputs))
+    with pytest.raises(ValueError, match="belongs to another data: its pictures and labels is"):
+        citynb.fine_tune(
+            make_model(), other, head_epochs=1, epochs=0, checkpoint=checkpoint.parent, **QUIET
+        )
+
+
+def test_checkpoint_of_other_start_weights(make_task, make_model, values, checkpoint):
+    model = make_model(seed=7)
+    before = values(model)
+    with pytest.raises(ValueError, match="began with other weights than tiny_classifier has now"):
+        citynb.fine_tune(
+            model, make_task(), head_epochs=1, epochs=0, checkpoint=checkpoint.parent, **QUIET
+        )
+    assert_same(values(model), before)
+
+
+def test_two_trainings_in_one_folder(make_task, make_model, tmp_path):
+    told = []
+
+    def second(_):
+        with pytest.raises(ValueError, match="Another training is using the checkpoint folder"):
+            citynb.fine_tune(make_model(), make_task(), checkpoint=tmp_path, **QUIET)
+        told.append(True)
+
+    def first_call(call):
+        if call == 1:
+            second(call)
+
+    citynb.fine_tune(
+        make_model(), make_task(), head_epochs=0, epochs=1, augment=Watched(first_call),
+        checkpoint=tmp_path, **QUIET,
+    )  # fmt: skip
+    assert told
+
+
+# --- Precision, augmentation, devices, and data larger than memory --------------------------------
+
+
+@pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16"])
+def test_augmentation_in_half_precision(make_task, make_model, policy):
+    keras.config.set_dtype_policy(policy)
+    try:
+        model, flip = make_model(), keras.layers.RandomFlip(seed=0)
+        run = citynb.fine_tune(model, make_task(), head_epochs=1, epochs=1, augment=flip, **QUIET)
+    finally:
+        keras.config.set_dtype_policy("float32")
+    assert np.isfinite(run.history["loss"]).all()
+
+
+@pytest.mark.parametrize("policy", ["float16", "bfloat16", "float64"])
+def test_other_precisions_are_refused_at_once(make_task, make_model, values, policy):
+    keras.config.set_dtype_policy(policy)
+    try:
+        model = make_model()
+    finally:
+        keras.config.set_dtype_policy("float32")
+    with pytest.raises(ValueError, match=f"computes in {policy}; fine_tune.. trains in float32"):
+        citynb.fine_tune(model, make_task(), **QUIET)
+
+
+def test_an_augmentation_that_changes_the_shape_is_one_sentence(make_task, make_model):
+    with pytest.raises(ValueError, match=r"augment turns pictures \(None, 8, 8, 3\) into") as caught:
+        citynb.fine_tune(
+            make_model(), make_task(), head_epochs=0, epochs=1,
+            augment=keras.layers.CenterCrop(4, 4), **QUIET,
+        )  # fmt: skip
+    assert len(str(caught.value)) < 250
+
+
+@pytest.mark.parametrize("kind", ["bytes", "memory map", "files"])
+def test_pictures_that_are_not_in_memory_train_alike(make_task, make_model, values, tmp_path, kind):
+    task = make_task()
+    pictures = {p: (getattr(task, p).inputs * 255).round().astype("uint8") for p in PARTS}
+
+    def stored(part):
+        if kind == "files":
+            paths = [tmp_path / f"{part}{i}.png" for i in range(len(pictures[part]))]
+            for path, picture in zip(paths, pictures[part], strict=True):
+                Image.fromarray(picture).save(path)
+            return PictureFiles(paths, (8, 8))
+        if kind == "memory map":
+            np.save(tmp_path / f"{part}.npy", pictures[part])
+            return np.load(tmp_path / f"{part}.npy", mmap_mode="r")
+        return pictures[part]
+
+    ends = []
+    for inputs in (lambda part: (pictures[part] / 255).astype("float32"), stored):
+        parts = {p: replace(getattr(task, p), inputs=inputs(p)) for p in PARTS}
+        model = make_model()
+        citynb.fine_tune(model, replace(task, **parts), head_epochs=2, epochs=2, progress=False)
+        ends.append(values(model))
+    assert_same(*ends, atol=1e-6)
+
+
+def test_features_beyond_the_memory_limit_lie_in_a_file(make_task, make_model, values, monkeypatch):
+    ends = []
+    for limit in (2**30, 0):
+        monkeypatch.setattr(citynb.training, "FEATURES_IN_MEMORY", limit)
+        model = make_model()
+        citynb.fine_tune(model, make_task(), head_epochs=3, epochs=0, **QUIET)
+        ends.append(values(model))
+    assert_same(*ends, atol=0)
+
+
+def test_a_picture_that_cannot_be_read_is_named(make_task, make_model, tmp_path):
+    task = make_task()
+    paths = [tmp_path / f"{i}.jpg" for i in range(24)]
+    for path in paths:
+        Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 40, 3), np.uint8)).save(path)
+    train = replace(task.train, inputs=PictureFiles(paths, (8, 8)))
+    parts = {p: replace(getattr(task, p), inputs=np.zeros((24, 8, 8, 3), np.uint8)) for p in PARTS}
+    task = replace(task, **{**parts, "train": train})
+    content = paths[7].read_bytes()
+    paths[7].write_bytes(content[: len(content) // 2])
+    for epochs in (dict(head_epochs=1, epochs=0), dict(head_epochs=0, epochs=1)):
+        with pytest.raises(ValueError, match="7.jpg"):
+            citynb.fine_tune(make_model(), task, **epochs, **QUIET)
+
+
+TWO_DEVICES = """
+import contextlib, sys
+import numpy as np, tensorflow as tf, keras
+cpu = tf.config.list_physical_devices("CPU")[0]
+tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
+sys.path[:0] = sys.argv[1:]
+import citynb, conftest
+task = conftest.make_task.__wrapped__()(examples=50)
+runs = []
+for strategy in (None, tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])):
+    with strategy.scope() if strategy else contextlib.nullcontext():
+        model = conftest.make_model.__wrapped__()()
+    run = citynb.fine_tune(
+        model, task, head_epochs=2, epochs=3, batch_size=8, learning_rate=0.01, l2_sp=0.5,
+        progress=False,
+    )
+    runs.append(run.history.drop(columns="phase").to_numpy(float))
+np.testing.assert_allclose(*runs, atol=1e-5)
+try:
+    with strategy.scope():
+        citynb.fine_tune(
+            model, task, head_epochs=0, epochs=1, batch_size=8, learning_rate=1e30, progress=False
+        )
+except FloatingPointError as error:
+    print("stopped:", error)
+assert all(np.isfinite(v.numpy()).all() for v in model.trainable_variables)
+"""
+
+
+def test_two_devices_give_the_losses_of_one(tmp_path):
+    """A process of its own: how many devices there are is fixed when TensorFlow starts."""
+    here = Path(__file__).resolve()
+    child = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", TWO_DEVICES, here.parents[1], here.parents[2]],
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert child.returncode == 0, child.stderr[-3000:]
+    assert "stopped: The loss is" in child.stdout and "lower the learning rate" in child.stdout

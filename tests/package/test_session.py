@@ -1,5 +1,6 @@
 """start(): one line, the same numbers each time, and a clear word about what is too old."""
 
+import json
 import os
 import re
 import subprocess
@@ -87,7 +88,29 @@ def test_a_library_too_old_to_import_citynb_is_named(tmp_path):
     assert "RuntimeError: TensorFlow 2.12.0 is too old for citynb" in found.stderr
 
 
-def test_other_backend_is_refused(monkeypatch):
-    monkeypatch.setattr(keras.backend, "backend", lambda: "jax")
+def import_citynb(**environment):
+    return subprocess.run(
+        [sys.executable, "-c", "import citynb"],
+        env={**os.environ, "PYTHONPATH": str(Path(citynb.__file__).parents[1]), **environment},
+        capture_output=True,
+        text=True,
+    ).stderr.splitlines()[-1]
+
+
+@pytest.mark.parametrize("name", ["jax", "torch"])
+def test_another_backend_is_refused_at_import(name, tmp_path):
+    """From the environment, and from Keras' own file, whether that backend is installed or not."""
+    message = f"RuntimeError: Keras is set to the backend {name!r}"
+    (tmp_path / "keras.json").write_text(json.dumps({"backend": name}))
+    for choice in (
+        {"KERAS_BACKEND": name},
+        {"KERAS_BACKEND": "", "KERAS_HOME": str(tmp_path)},
+    ):
+        found = import_citynb(**choice)
+        assert found.startswith(message) and "KERAS_BACKEND=tensorflow" in found
+
+
+def test_a_backend_chosen_before_is_refused(monkeypatch):
+    monkeypatch.setattr(keras.config, "backend", lambda: "torch")
     with pytest.raises(RuntimeError, match="KERAS_BACKEND=tensorflow"):
-        citynb.start()
+        check_versions()

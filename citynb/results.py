@@ -1,0 +1,1 @@
+def results(*a): raise NotImplementedError
