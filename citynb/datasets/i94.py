@@ -2,6 +2,19 @@
 
 from citynb.files import data_folder
 from citynb.tasks import CityTask
+from citynb.tasks.counts import DEMAND_CUTS, SURPRISE_CUTS, fill_gaps, read_counts
+
+# What reads and cuts any hourly counts is offered here, too, beside the counts of the road.
+__all__ = [
+    "DEMAND_CUTS",
+    "FOLDER",
+    "FOLDS",
+    "SURPRISE_CUTS",
+    "fill_gaps",
+    "load",
+    "read",
+    "read_counts",
+]
 
 FOLDER = data_folder() / "i94"
 # Rolling origin: each fold trains on everything before its validation quarter. Fold 1
@@ -13,6 +26,11 @@ FOLDS = {
     2: ("2016-10-01", "2018-01-01", "2018-04-01", "2018-07-01"),
     3: ("2016-10-01", "2018-04-01", "2018-07-01", "2018-10-01"),
 }
+
+
+def read():
+    """Return the hourly counts with the weather, as `read_counts` gives them."""
+    return read_counts(FOLDER / "i94.csv.gz")
 
 
 def load(horizon=1, target="demand", fold=None):

@@ -1,9 +1,11 @@
 """junctions: simulated aerial views of junctions in Helsinki with their congestion level."""
 
+import json
+
 import numpy as np
 import pandas as pd
 
-from citynb.files import data_folder
+from citynb.files import data_folder, models_folder
 from citynb.tasks import CityTask, Split
 
 FOLDER = data_folder() / "junctions"
@@ -39,3 +41,17 @@ def load(label="ahead"):
         split_by="junction and day",
         card=FOLDER / "card.md",
     )
+
+
+def pretrained_head():
+    """Return (kernel (256, 4), bias (4,)) of the level ahead, over the features of `city_resnet`.
+
+    It was learned in the source cities and never saw Helsinki.
+    """
+    with np.load(models_folder() / "city_resnet" / "level_head.npz", allow_pickle=False) as head:
+        return head["kernel"], head["bias"]
+
+
+def pretraining():
+    """Return the record of `city_resnet`'s pretraining, a dict: steps, versions, scores."""
+    return json.loads((models_folder() / "city_resnet" / "results.json").read_text())
