@@ -2,28 +2,22 @@
 # make test   set up if needed, build the book, then run every check
 # make lab    open the notebooks in JupyterLab
 # Everything these write lies in .venv, .cache and _build, inside this folder.
+# What the commands do stands in tools/__main__.py; without make, run `python -m tools COMMAND`.
 
 .DEFAULT_GOAL := help
-.PHONY: help setup book test lax links lab execute bench lint lock clean
+COMMANDS := quick stale book test release lax fetch lab links lint bench
+.PHONY: help setup page lock clean $(COMMANDS)
 
 ROOT := $(CURDIR)
 CACHE := $(ROOT)/.cache
 PY := .venv/bin/python
 UV ?= $(shell command -v uv 2>/dev/null)
 
-# Tools that would write into the home folder write into .cache instead.
+# uv and pip would write into the home folder. What the commands write, they place themselves.
 export XDG_CACHE_HOME := $(CACHE)
 export XDG_CONFIG_HOME := $(CACHE)/config
 export XDG_DATA_HOME := $(CACHE)/share
-export IPYTHONDIR := $(CACHE)/ipython
-export JUPYTER_CONFIG_DIR := $(CACHE)/jupyter/config
-export JUPYTER_DATA_DIR := $(CACHE)/jupyter/data
-export JUPYTER_RUNTIME_DIR := $(CACHE)/jupyter/runtime
-export MPLCONFIGDIR := $(CACHE)/matplotlib
-export KERAS_HOME := $(CACHE)/keras
-export PLAYWRIGHT_BROWSERS_PATH := $(CACHE)/browsers
 export UV_CACHE_DIR := $(CACHE)/uv
-export CITYNB_CACHE ?= $(CACHE)/citynb
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PYTHONNOUSERSITE := 1
 
@@ -41,15 +35,19 @@ endif
 STAMP := .venv/setup-$(shell cat $(REQUIREMENTS) requirements-tools.txt pyproject.toml | cksum | cut -d ' ' -f 1)
 
 help:
-	@echo "make book      build the book into _build/html (sets itself up first)"
-	@echo "make test      run every check, notebooks and browser included"
-	@echo "make lab       open the notebooks in JupyterLab"
-	@echo "make execute   execute the notebooks whose outputs are stale (ALL=1: all)"
-	@echo "make bench     measure the speeds"
-	@echo "make links     check the links to other sites (needs a network)"
-	@echo "make lint      check the style of code and notebooks"
-	@echo "make lock      write requirements-cpu.lock anew from requirements.txt (needs uv)"
-	@echo "make clean     remove what was built (DEEP=1: the environment and caches too)"
+	@echo "make quick      package and page facts, about a minute: no notebooks, no browser"
+	@echo "make page PAGE=chapters/x/y.ipynb   execute one page if it is stale, check and build it"
+	@echo "make stale      execute the pages whose outputs are stale"
+	@echo "make book       build the book into _build/html (sets itself up first)"
+	@echo "make test       run every check, notebooks and browser included (ARGS=... for pytest)"
+	@echo "make release    the same, from an empty _build"
+	@echo "make lab        open the notebooks in JupyterLab"
+	@echo "make fetch      bring what is not shipped (NAMES=... for some of it)"
+	@echo "make bench      measure the speeds"
+	@echo "make links      check the links to other sites (needs a network)"
+	@echo "make lint       check the style of code and notebooks"
+	@echo "make lock       write requirements-cpu.lock anew from requirements.txt (needs uv)"
+	@echo "make clean      remove what was built (DEEP=1: the environment and caches too)"
 
 setup: $(STAMP)
 
@@ -70,41 +68,15 @@ $(STAMP):
 	  $(PY) -m pip install --quiet --no-cache-dir $(NODEPS) -r $(REQUIREMENTS) && \
 	  $(PY) -m pip install --quiet --no-cache-dir --no-deps --no-build-isolation -e .; \
 	fi
-	@$(PY) tools/optional.py
+	@$(PY) -m tools.optional
 	@rm -f .venv/setup-*
 	@touch $@
 
-book: setup
-	@.venv/bin/jupyter-book build . -W --keep-going --quiet
-	@echo "The book is at file://$(ROOT)/_build/html/index.html"
+$(COMMANDS): setup
+	@$(PY) -m tools $@ $(ARGS) $(NAMES)
 
-# One pytest run, so that its last line speaks for everything. Two workers, each with whole
-# files: the cells of a notebook share a kernel. tests/test_book.py uses Chromium: the
-# system's, or else one that Playwright puts into .cache.
-test: book
-	@$(PY) tools/chromium.py --install
-	@$(PY) -m pytest -n 2 --dist loadscope --nbval-lax --nbval-current-env --nbval-cell-timeout=300 \
-	  --color=no -q -rs $(ARGS)
-
-# With other versions than the pinned ones: notebooks must run, outputs may differ.
-lax: setup
-	@$(PY) -m pytest tests/test_pages.py chapters tools --nbval-lax --nbval-current-env \
-	  --nbval-cell-timeout=300 --color=no -q
-
-links: setup
-	@.venv/bin/jupyter-book build . --builder linkcheck
-
-lab: setup
-	@$(PY) -m jupyterlab chapters
-
-execute: setup
-	@$(PY) tools/execute.py $(if $(ALL),--all) $(NOTEBOOKS)
-
-bench: setup
-	@$(PY) tools/bench.py
-
-lint: setup
-	@$(PY) -m ruff check .
+page: setup
+	@$(PY) -m tools page $(PAGE)
 
 lock:
 	@[ -n "$(UV)" ] || { echo "make lock needs uv: https://docs.astral.sh/uv" >&2; exit 1; }

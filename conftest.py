@@ -4,13 +4,10 @@ import functools
 import importlib.util
 import os
 import re
-import sys
-from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parent / "tools"))
-from execute import KERNEL_ENVIRONMENT  # noqa: E402
+from tools.execute import KERNEL_ENVIRONMENT
 
 os.environ.update(KERNEL_ENVIRONMENT)  # for the kernels that nbval starts
 
@@ -19,7 +16,7 @@ def pytest_collection_modifyitems(items):
     for item in items:
         if hasattr(item, "cell_num"):  # a notebook cell, run by nbval
             if missing := _missing(item.path):
-                reason = f"needs {', '.join(missing)}: python tools/optional.py --anyway"
+                reason = f"needs {', '.join(missing)}: python -m tools.optional --anyway"
                 item.add_marker(pytest.mark.skip(reason=reason))
             item.output_timeout = 60  # seconds; nbval's own 5 are too few on a busy machine
             item.options["check"] &= item.cell_num > 0  # the first cell prints versions

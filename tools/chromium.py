@@ -1,7 +1,7 @@
 """Find a Chromium for the tests of the built book, or install one into .cache.
 
-python tools/chromium.py             print its path
-python tools/chromium.py --install   let Playwright fetch one if there is none
+python -m tools.chromium             print its path
+python -m tools.chromium --install   let Playwright fetch one if there is none
 """
 
 import os

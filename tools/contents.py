@@ -1,6 +1,6 @@
 """Bring _toc.yml, and the map in intro.md and README.md, up to date with the pages that exist.
 
-    python tools/contents.py
+    python -m tools.contents
 
 A page that _toc.yml lacks is added at the end of its part; a page that is gone is dropped.
 Move a page by moving its line in _toc.yml, then run this again: the order is that of _toc.yml,
@@ -8,12 +8,11 @@ the titles are those of the notebooks. A test fails when any of the three is out
 """
 
 import re
-from pathlib import Path
 
-import nbformat
 import yaml
 
-ROOT = Path(__file__).resolve().parent.parent
+from tools.pages import ROOT, read
+
 BOOK = "https://citynb.github.io/fine-tuning-for-cities"
 MAP = re.compile(r"(<!-- map: .*? -->\n).*?(<!-- end of map -->)", re.DOTALL)
 
@@ -68,7 +67,7 @@ def toc(root=ROOT):
 
 def title(file, root=ROOT):
     """Return the title of a notebook, which is its first line."""
-    notebook = nbformat.read(root / f"{file}.ipynb", as_version=4)
+    notebook = read(root / f"{file}.ipynb")
     return notebook.cells[0].source.splitlines()[0].removeprefix("# ").strip()
 
 

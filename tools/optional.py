@@ -1,7 +1,7 @@
 """Install the optional packages of chapters/tools, when PyTorch comes as a build for the CPU.
 
-    python tools/optional.py            what `make setup` does
-    python tools/optional.py --anyway   also a build for GPUs, of several GB
+    python -m tools.optional            what `make setup` does
+    python -m tools.optional --anyway   also a build for GPUs, of several GB
 
 The book builds without them, and the tests then skip the pages that need them and say so.
 This script never fails: what it could not install, it names.
@@ -79,7 +79,7 @@ def main():
         print(
             f"The optional packages of chapters/tools are not installed: {reason}. The book builds "
             "without them; the tests skip the pages that need them. To install them all the same: "
-            f"{Path(sys.executable).name} tools/optional.py --anyway"
+            f"{Path(sys.executable).name} -m tools.optional --anyway"
         )
 
 

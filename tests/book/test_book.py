@@ -8,17 +8,18 @@ import urllib.parse
 from dataclasses import dataclass, field
 from html.parser import HTMLParser
 
-import chromium
 import pytest
-from contents import toc_parts
-from execute import ROOT
 from playwright.sync_api import sync_playwright
+
+from tools import chromium
+from tools.contents import toc_parts
+from tools.pages import ROOT
 
 pytestmark = pytest.mark.browser
 
 BOOK = ROOT / "_build" / "html"
 PAGES = ["intro", *(file for _, files in toc_parts() for file in files)]
-AXE = ROOT / "tests" / "vendor" / "axe" / "axe.min.js"
+AXE = ROOT / "tests" / "book" / "vendor" / "axe" / "axe.min.js"
 
 DESKTOP = {"width": 1280, "height": 900}
 PHONE = {"width": 390, "height": 844}

@@ -5,9 +5,10 @@ import re
 import tomllib
 
 import nbformat
-import optional
 import pytest
-from execute import ROOT
+
+from tools import optional
+from tools.pages import ROOT
 
 TOOLS = optional.pins((ROOT / "requirements-tools.txt").read_text())
 BOOK = optional.pins((ROOT / "requirements.txt").read_text())

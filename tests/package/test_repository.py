@@ -11,9 +11,11 @@ import zipfile
 import nbformat
 import pytest
 import yaml
-from contents import BOOK, PLACES, table, toc, toc_parts, with_map
-from execute import ROOT, notebooks
 
+from tools.contents import BOOK, PLACES, table, toc, toc_parts, with_map
+from tools.pages import ROOT, notebooks
+
+SHIPPED = {"data": "_data", "models": "_models", "experiments/results": "_results"}  # in a wheel
 REPOSITORY = "https://github.com/citynb/fine-tuning-for-cities"
 
 
@@ -57,7 +59,7 @@ def test_one_version():
 
 
 def test_table_of_contents_is_complete():
-    assert read("_toc.yml") == toc(), "run `python tools/contents.py`"
+    assert read("_toc.yml") == toc(), "run `python -m tools.contents`"
 
 
 def test_a_new_page_joins_its_part(tmp_path):
@@ -79,7 +81,7 @@ def test_a_new_page_joins_its_part(tmp_path):
 @pytest.mark.parametrize("name", PLACES)
 def test_map_is_up_to_date(name):
     text = read(name)
-    assert text == with_map(text, table(PLACES[name])), "run `python tools/contents.py`"
+    assert text == with_map(text, table(PLACES[name])), "run `python -m tools.contents`"
     assert text.count("## The map") == 1 and "| The article | The book |" in text
 
 
@@ -119,14 +121,14 @@ def test_no_machine_paths():
             continue
         text = path.read_text(errors="ignore")
         found = re.search(r"(?<![\w.])/(work|home/\w+|Users/\w+)/\w+", text)
-        assert not found or name == "tests/test_pages.py", f"{name} holds {found[0]}"
+        assert not found or name == "tests/pages/test_contract.py", f"{name} holds {found[0]}"
 
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory):
     """The wheel that Colab's `pip install` builds, made from a copy of what it needs."""
     source = tmp_path_factory.mktemp("source")
-    for name in ("citynb", "data"):
+    for name in filter(lambda name: (ROOT / name).is_dir(), ("citynb", *SHIPPED)):
         shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, source)
@@ -140,8 +142,9 @@ def wheel(tmp_path_factory):
 def test_wheel_brings_the_data(wheel):
     names = set(zipfile.ZipFile(wheel).namelist())
     shipped = {
-        f"citynb/_data/{path.relative_to(ROOT / 'data')}"
-        for path in (ROOT / "data").rglob("*")
+        f"citynb/{inside}/{path.relative_to(ROOT / folder).as_posix()}"
+        for folder, inside in SHIPPED.items()
+        for path in (ROOT / folder).rglob("*")
         if path.is_file() and path.suffix not in (".py", ".pyc")
     }
     assert shipped and shipped <= names
