@@ -6,8 +6,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from citynb.data import data_folder, load
+from citynb import load
 from citynb.datasets import travel_times
+from citynb.files import data_folder
 
 FOLDER = data_folder() / "travel_times"
 PARTS = ("train", "validation", "test")
