@@ -122,6 +122,8 @@ def _tar(archive, room):
             for member in packed:
                 if not (member.isdir() or member.isreg() and not member.issparse()):
                     raise ArchiveError(f"{member.name!r} is neither a file nor a folder")
+                if member.size < 0:
+                    raise ArchiveError(f"the archive is damaged ({member.name!r} has no size)")
                 yield member.name, None if member.isdir() else packed.extractfile(member)
             # gzip's own checksum stands at the very end, behind zeros
             while rest := packed.fileobj.read(1 << 20):

@@ -12,6 +12,7 @@ resumed, and without a hash whatever arrives is kept. A teacher's mirror would b
 on top. What it has beyond this (DOI, FTP, SFTP) the book does not need.
 """
 
+import builtins
 import contextlib
 import dataclasses
 import email.utils
@@ -431,7 +432,7 @@ def _download(source, address, part, pins, tag, timeout):
         needed = (reply.length or 0) + (size or 0) * 2 * source.unpack
         if needed > shutil.disk_usage(part.parent).free:
             raise OSError(errno.ENOSPC, "no space")
-        watched = sys.stderr.isatty() or "ipykernel" in sys.modules
+        watched = sys.stderr.isatty() or hasattr(builtins, "get_ipython")  # a notebook
         with (
             open(part, "ab" if done else "wb") as file,
             tqdm(

@@ -18,7 +18,7 @@ from simulation.cities import (
 )
 
 # (capacity, speed) as a share of clear weather: heavy rain, fog below a quarter mile, heavy snow.
-# HCM 2010 exhibit 10-15; speeds from Maze, Agarwal and Burchett 2006. Night changes the picture only.
+# HCM 2010 exhibit 10-15; speeds from Maze, Agarwal and Burchett 2006. Night changes only pictures.
 WEATHER_EFFECT = {
     "clear": (1.0, 1.0),
     "rain": (0.86, 0.94),
@@ -55,7 +55,7 @@ def day_plan(city, day):
 
 
 def incidents(city, day, junctions):
-    """Return the incidents of a day at `junctions` junctions, sorted by time: about one for each."""
+    """Return the incidents of a day, sorted by time: about one for each junction."""
     rng = np.random.default_rng(seed_of(city.name, day, "incidents"))
     return sorted(
         Incident(

@@ -39,7 +39,7 @@ class Window:
 
 
 def draw_grounds(network, junction):
-    """Return {weather: grey PIL image of (SUPER * SIZE) squared pixels} of a junction without traffic."""
+    """Return {weather: grey PIL image, SUPER * SIZE pixels wide} of a junction without traffic."""
     from shapely.ops import unary_union
 
     window = Window(junction.x, junction.y)
@@ -88,7 +88,7 @@ def _streets(net, window):
 
 
 def _houses(lines, walk, window, rng):
-    """Return houses (shape, corners, grey of the roof, height in meters), turned like the nearest street."""
+    """Return houses (shape, corners, grey of the roof, height in m), turned like their street."""
     from shapely.geometry import LineString, Point
 
     houses = []

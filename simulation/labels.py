@@ -97,7 +97,7 @@ def day_arrays(path):
 
 
 def city_arrays(city, days, work, skip=()):
-    """Return `day_arrays` of several days, joined, without the names in `skip`, and `day` (n,) int16."""
+    """Return `day_arrays` of several days, joined, with `day` (n,) int16 and without `skip`."""
     parts = []
     for day in days:
         part = day_arrays(city.day_file(day, work))

@@ -10,7 +10,7 @@ from simulation.cities import HELSINKI, SIZE
 
 
 class Junction(NamedTuple):
-    """A filmed junction: SUMO's id, the middle of its view in meters, lanes in view in km, approaches."""
+    """A junction: SUMO's id, the middle of its view in m, lanes in view in km, approaches."""
 
     id: str
     x: float
@@ -20,7 +20,7 @@ class Junction(NamedTuple):
 
 
 class RoadNetwork:
-    """The network of a city and its junctions, those with most traffic first once a rehearsal is over.
+    """The network of a city and its junctions, the busiest first once a rehearsal is over.
 
     Attributes:
         net: `sumolib.net.Net`.
@@ -91,7 +91,7 @@ def _arms(node):
 
 
 def build_network(city, work):
-    """Write `<city>.net.xml` to `work` with SUMO's netconvert, unless it is there; return its path."""
+    """Write `<city>.net.xml` to `work` with netconvert, unless it is there; return its path."""
     import sumo
 
     target = work / f"{city.name}.net.xml"

@@ -28,7 +28,7 @@ BUS_TONE = 215
 
 
 class Body(NamedTuple):
-    """A vehicle as it is drawn: front (x, y), unit vectors ahead and to the right, sizes in meters."""
+    """A vehicle as it is drawn: front (x, y), unit vectors ahead and to the right, sizes in m."""
 
     front: np.ndarray
     ahead: np.ndarray
@@ -41,7 +41,7 @@ class Body(NamedTuple):
     broken: bool
 
     def block(self, start, stop, half, shift=(0.0, 0.0)):
-        """Corners of the part from `start` to `stop` meters behind the front, `half` to each side."""
+        """Corners of the part from `start` to `stop` m behind the front, `half` m to each side."""
         front = self.front + shift
         return [
             front - self.ahead * start + self.side * half,

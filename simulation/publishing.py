@@ -81,7 +81,7 @@ def headroom(work, folder):
 
 
 def ship(work, folder):
-    """Write helsinki.npz, source_sample.npz and SHA256SUMS to `folder`, beside its headroom.json."""
+    """Write helsinki.npz, source_sample.npz and SHA256SUMS to `folder`, beside headroom.json."""
     network = RoadNetwork(HELSINKI, work)
     rows = city_arrays(HELSINKI, range(HELSINKI.days), work)
     split = np.full(len(rows["day"]), -1, np.int8)
@@ -104,15 +104,17 @@ def ship(work, folder):
     names = {"city_names": tuple(city.name for city in SOURCES)}
     _write(folder / "source_sample.npz", joined(parts), "city", names)
 
-    sums = [
-        f"{hashlib.sha256((folder / name).read_bytes()).hexdigest()}  {name}\n"
-        for name in ("headroom.json", "helsinki.npz", "source_sample.npz")
-    ]
+    write_sums(folder, ("headroom.json", "helsinki.npz", "source_sample.npz"))
+
+
+def write_sums(folder, names):
+    """Write `SHA256SUMS` of these files, named relative to `folder`."""
+    sums = [f"{hashlib.sha256((folder / n).read_bytes()).hexdigest()}  {n}\n" for n in names]
     (folder / "SHA256SUMS").write_text("".join(sums))
 
 
 def _write(path, rows, first, names):
-    """Write rows to `path`, sorted so that neighbors share their background: that makes it small."""
+    """Write rows to `path`, sorted so that neighbors share their background: it gets small."""
     order = np.lexsort([rows[key] for key in ("second", "day", "weather", "junction", first)])
     types = {"junction": np.int16, "day": np.int16, "second": np.int32}
     arrays = {

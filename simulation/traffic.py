@@ -51,11 +51,11 @@ STATE = np.dtype(
 
 
 def simulate(cities, work, jobs):
-    """Rehearse these cities, then simulate their days; days already in the folder `work` are kept."""
+    """Rehearse these cities, then simulate their days; days that are in `work` are kept."""
     work.mkdir(parents=True, exist_ok=True)
     began = time.time()
     days = [(city, day, work) for city in reversed(cities) for day in range(city.days)]
-    # A fresh process for each day, because the simulator keeps state between two runs of one process.
+    # A fresh process for each day: the simulator keeps state between two runs of one process.
     with multiprocessing.get_context("spawn").Pool(jobs, maxtasksperchild=1) as pool:
         pool.starmap(rehearse, [(city, work) for city in cities], chunksize=1)
         pool.starmap(simulate_day, days, chunksize=1)
@@ -63,7 +63,7 @@ def simulate(cities, work, jobs):
 
 
 def rehearse(city, work):
-    """Simulate a day that is never used again and keep the busiest junctions: cameras stand there."""
+    """Simulate a day that is never used again; keep the busiest junctions for the cameras."""
     chosen = city.chosen_file(work)
     if not chosen.exists():
         with np.load(simulate_day(city, REHEARSAL, work)) as day:
@@ -75,7 +75,7 @@ def rehearse(city, work):
 
 
 def simulate_day(city, day, work):
-    """Simulate one city and day, unless its file is in the folder `work`; return the file's path."""
+    """Simulate one city and day, unless its file is in `work`; return the file's path."""
     target = city.day_file(day, work)
     if target.exists():
         return target
@@ -218,7 +218,7 @@ def _set_weather(weather, edges):
 
 
 def _break_down(approaches, incident):
-    """Stop the first car that can stop 25 m ahead on one of these streets; return its name or None."""
+    """Stop the first car that can stop 25 m ahead on these streets; return its name or None."""
     import libsumo
 
     for edge in approaches:
@@ -257,7 +257,7 @@ def _vehicles(cleared, clock):
 
 
 def _offsets(vehicles, junction):
-    """Return meters east and north of a junction (n,); the middle of the body decides who is in view."""
+    """Return meters east and north of a junction (n,) of the middles of vehicles."""
     heading = np.radians(vehicles["angle"])
     half = np.array([LENGTH[name] for name in TYPES])[vehicles["type"]] / 2
     east = vehicles["x"] - np.sin(heading) * half - junction.x

@@ -3,6 +3,7 @@
 from citynb.files import data_folder
 from citynb.tasks import CityTask
 
+FOLDER = data_folder() / "i94"
 # Rolling origin: each fold trains on everything before its validation quarter. Fold 1
 # is tested on a Minnesota winter. `None` is the split that the pages use.
 FOLDS = {
@@ -23,12 +24,11 @@ def load(horizon=1, target="demand", fold=None):
     """
     if fold not in FOLDS:
         raise ValueError(f"i94 has no fold {fold!r}; choose None, 0, 1, 2 or 3.")
-    folder = data_folder() / "i94"
     return CityTask.from_counts(
-        folder / "i94.csv.gz",
+        FOLDER / "i94.csv.gz",
         bounds=FOLDS[fold],
         horizon=horizon,
         target=target,
         name="i94",
-        card=folder / "card.md",
+        card=FOLDER / "card.md",
     )

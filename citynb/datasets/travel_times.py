@@ -6,6 +6,7 @@ import pandas as pd
 from citynb.files import data_folder
 from citynb.tasks import CityTask, Split
 
+FOLDER = data_folder() / "travel_times"
 LEVELS = ("free", "delayed", "slow", "jammed")
 # Travel speed over base free-flow speed above which a street has level of service A, B and C;
 # D to F are joined (Highway Capacity Manual, 7th edition, exhibit 18-1, whose speeds are these
@@ -49,13 +50,13 @@ def load(days=6, segments="new"):
         past=PAST,
         ahead=AHEAD,
         name="travel_times",
-        card=data_folder() / "travel_times" / "card.md",
+        card=FOLDER / "card.md",
     )
 
 
 def read():
     """Return a DataFrame of seconds, a row for each hour from 6 to 19, a column for each segment."""
-    file = data_folder() / "travel_times" / "travel_times.csv.gz"
+    file = FOLDER / "travel_times.csv.gz"
     return pd.read_csv(file, parse_dates=["time"], index_col="time").rename(columns=int)
 
 

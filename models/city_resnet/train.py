@@ -1,15 +1,18 @@
-"""Pretrain `city_resnet` on the simulated source cities of `data/cameras` and export it.
+"""Pretrain `city_resnet` on the simulated source cities of `simulation` and export it.
 
-    python make.py --days WORK    # WORK: the folder written by data/cameras/make.py simulate
+    python -m simulation simulate --out WORK               # needs SUMO, see `simulation`
+    python -m models.city_resnet.train pretrain --days WORK
+    python -m models.city_resnet.train convert             # weights.npz from saved_model/ again
 
-Writes `saved_model/` (a TF2 reusable SavedModel in the form TensorFlow Hub serves a feature
-vector), `level_head.npz` (the linear head of the pretraining for the level ahead) and
-`results.json`. Helsinki is never trained on: its validation split is only read to score the
-finished network in an unseen city. Needs TensorFlow and scikit-learn, not SUMO.
+Run from the root of the repository. `pretrain` writes the same weights in two forms: `saved_model/`
+(a TF2 reusable SavedModel in the form TensorFlow Hub serves a feature vector) and `weights.npz` for
+the Keras model `citynb.networks.city_resnet.network`. Beside them come `level_head.npz` (the linear
+head of the pretraining for the level ahead), `results.json` and `SHA256SUMS`. Helsinki is never
+trained on: its validation split is only read to score the finished network in an unseen city. Needs
+TensorFlow and scikit-learn, not SUMO.
 """
 
 import argparse
-import importlib.util
 import json
 import os
 import shutil
@@ -21,64 +24,19 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 import keras
 import numpy as np
 import tensorflow as tf
-from keras import layers, ops
+from keras import layers
+
+from citynb.networks.city_resnet import L2, network
+from simulation.cities import SOURCES, SPLITS
+from simulation.labels import LABELS, LEVELS, city_arrays, column, joined
+from simulation.publishing import held_out_days, training_days, write_sums
 
 HERE = Path(__file__).resolve().parent
-WIDTH, BLOCKS = 24, (1, 2, 2, 1)
-L2 = 2e-5
+JUNCTIONS = HERE.parents[1] / "data" / "junctions"
 BATCH, PEAK_RATE, SEED = 64, 2e-3, 0
-LABELS = ("level_ahead", "level_now", "level_5min")
-
-_spec = importlib.util.spec_from_file_location("cameras_make", HERE.parent / "cameras" / "make.py")
-cameras = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(cameras)
 
 
 # ------------------------------------------------------------------ the network
-def network(width=WIDTH, blocks=BLOCKS):
-    """A small ResNet v2 (pre-activation, He et al. 2016), fully convolutional.
-
-    Input (b, height, width, 3) in [0, 1]. Outputs: the feature vector (b, 10.67 * width = 256 at
-    width 24) and the map of 12 x 12 cells (for 96 pixels) from which the vehicles are counted.
-    """
-
-    def conv(x, filters, size, strides=1, **kw):
-        return layers.Conv2D(
-            filters,
-            size,
-            strides=strides,
-            padding="same",
-            use_bias=False,
-            kernel_initializer="he_normal",
-            kernel_regularizer=keras.regularizers.L2(L2),
-            **kw,
-        )(x)
-
-    def activate(x):
-        return layers.Activation("relu")(layers.BatchNormalization(momentum=0.98, epsilon=1e-5)(x))
-
-    inputs = keras.Input((None, None, 3))
-    # Each picture is brought to zero mean and unit contrast: night and fog are low in contrast.
-    mean = ops.mean(inputs, axis=(1, 2, 3), keepdims=True)
-    spread = ops.sqrt(ops.mean(ops.square(inputs - mean), axis=(1, 2, 3), keepdims=True))
-    x = conv((inputs - mean) / (spread + 0.05), width, 5, strides=2)
-    filters = (width, 2 * width, 4 * width, 20 * width // 3)
-    for stage, (f, n) in enumerate(zip(filters, blocks)):
-        if stage == 3:
-            cells = activate(x)  # stride 8: one value for 8 m of road
-        for block in range(n):
-            strides = 2 if block == 0 and stage else 1
-            y = activate(x)
-            short = conv(y, f, 1, strides=strides) if strides == 2 or x.shape[-1] != f else x
-            y = conv(y, f, 3, strides=strides)
-            x = layers.Add()([short, conv(activate(y), f, 3)])
-    # Averages at two scales: the finer one keeps the number of vehicles, which the coarser one blurs.
-    features = layers.Concatenate(name="features")(
-        [layers.GlobalAveragePooling2D()(cells), layers.GlobalAveragePooling2D()(activate(x))]
-    )
-    return keras.Model(inputs, [features, cells], name="city_resnet")
-
-
 def with_heads(body):
     """The network with the heads of the pretraining: numbers, levels and counts per cell."""
     features, cells = body.output
@@ -93,29 +51,32 @@ def with_heads(body):
         )(cells),
     }
     for label in LABELS:
-        outputs[label] = layers.Dense(4, name=label)(features)
+        outputs[label] = layers.Dense(len(LEVELS), name=label)(features)
     return keras.Model(body.input, outputs)
 
 
 # ------------------------------------------------------------------ data
-def load(days, cities, which, frames=True):
-    """Arrays of several cities, joined: frames, the three labels, numbers, cells, table, city."""
+def source_frames(work, days_of):
+    """Return `city_arrays` of all source cities, joined, with the name of the `city` (n,).
+
+    `work` is the folder of the simulated days, `days_of` a function from a city to its days.
+    """
     parts = []
-    for city in cities:
-        n = cameras.CITIES[city]["days"]
-        chosen = range(n - cameras.HELD_OUT) if which == "train" else range(n)[-cameras.HELD_OUT :]
-        part = cameras.city_arrays(city, chosen, days, skip=() if frames else ("frames",))
-        parts.append(dict(part, city=np.full(len(part["day"]), city)))
-    return {k: np.concatenate([p.pop(k) for p in parts]) for k in list(parts[0])}
+    for city in SOURCES:
+        part = city_arrays(city, days_of(city), work)
+        parts.append(part | {"city": np.full(len(part["day"]), city.name)})
+    return joined(parts)
 
 
 def numbers(data):
-    """Seven dense targets (n, 7): log counts of cars, buses, trucks, halting; speed; root of density now and ahead."""
-    t = data["table"]
+    """Return seven dense targets (n, 7): log counts of cars, buses, trucks and halting vehicles,
+    speed in 5 m/s, and the root of the density now and ahead."""
+    table = data["table"]
+    counted = ("cars", "buses", "trucks", "halting")
     return np.stack(
         [
-            *np.log1p(t[:, [0, 1, 2, 4]]).T,
-            t[:, 3] / 5,
+            *(np.log1p(column(table, name)) for name in counted),
+            column(table, "mean_speed") / 5,
             np.sqrt(data["density_now"]),
             np.sqrt(data["density_ahead"]),
         ],
@@ -124,22 +85,26 @@ def numbers(data):
 
 
 def turned(x, turn):
-    """One of the eight symmetries of the square: a street has no up and no left when seen from above."""
+    """Return one of eight symmetries of squares (b, h, w, c): from above, nothing is up."""
     x = np.rot90(x, turn % 4, axes=(1, 2))
     return x[:, :, ::-1] if turn >= 4 else x
 
 
 # ------------------------------------------------------------------ pretraining
 def rate(step, steps):
-    """Learning rate: a short rise, constant for three quarters of the steps, then a straight line to zero."""
+    """Return the learning rate: a short rise, constant for three quarters, then a line to zero."""
     return PEAK_RATE * min((step + 1) / 100, 1.0, (steps - step) / (steps - int(0.75 * steps)))
 
 
 def pretrain(train, steps, minutes=None, report=100, snapshot=None):
-    """Train for `steps` steps; returns the network, its heads, the scale of the targets and the steps made.
+    """Train for `steps` steps.
 
     With `minutes` the number of steps is set on the way, so that the run ends after about that
-    time; the same number given as `steps` then repeats the run. `snapshot` is called every 300 steps.
+    time; the same number given as `steps` then repeats the run. `snapshot` is called with the
+    network, without and with heads, every 300 steps.
+
+    Returns:
+        (network, network with heads, mean and spread (7,) of the targets `numbers`, steps made)
     """
     keras.utils.set_random_seed(SEED)
     body = network()
@@ -213,13 +178,15 @@ def pretrain(train, steps, minutes=None, report=100, snapshot=None):
             a, b, c = np.mean(running, axis=0)
             running = []
             print(
-                f"step {s}/{steps}  numbers {a:.3f}  cells {b:.3f}  levels {c:.3f}  {s * BATCH / (time.time() - began):.0f} images/s",
+                f"step {s}/{steps}  numbers {a:.3f}  cells {b:.3f}  levels {c:.3f}  "
+                f"{s * BATCH / (time.time() - began):.0f} images/s",
                 flush=True,
             )
     return body, model, center, scale, steps
 
 
 def predict(model, frames, batch=256):
+    """Return the outputs of the network with heads for frames (n, h, w, 3) uint8, by name."""
     parts = [
         model(tf.cast(frames[i : i + batch], tf.float32) / 255.0, training=False)
         for i in range(0, len(frames), batch)
@@ -231,15 +198,12 @@ def predict(model, frames, batch=256):
 class FeatureVector(tf.__internal__.tracking.AutoTrackable):
     """What TensorFlow Hub calls a reusable TF2 SavedModel with a feature vector."""
 
-    def __init__(self, body):
+    def __init__(self, features):
         super().__init__()
-        features = keras.Model(body.input, body.get_layer("features").output)
-        self.variables = [v.value for v in features.variables if "seed_generator" not in v.path]
+        self.variables = [v.value for v in features.variables]
         self.trainable_variables = [v.value for v in features.trainable_variables]
         self.regularization_losses = [
-            self._penalty(v.value)
-            for v in features.trainable_variables
-            if v.path.endswith("kernel")
+            l2_penalty(v.value) for v in features.trainable_variables if v.path.endswith("kernel")
         ]
         self.__dict__["_features"] = features  # not tracked: only the variables are saved
         for training in (False, True):
@@ -251,76 +215,128 @@ class FeatureVector(tf.__internal__.tracking.AutoTrackable):
     def __call__(self, inputs, training=False):
         return self._features(inputs, training=training)
 
-    @staticmethod
-    def _penalty(variable):
-        @tf.function(input_signature=[])
-        def penalty():
-            return L2 * tf.reduce_sum(tf.square(variable))
 
-        return penalty
+def l2_penalty(variable):
+    """Return the function of no arguments that the form asks for."""
+
+    @tf.function(input_signature=[])
+    def penalty():
+        return L2 * tf.reduce_sum(tf.square(variable))
+
+    return penalty
+
+
+def features_of(body):
+    """Return the network without its map of cells: the part that is shipped."""
+    return keras.Model(body.input, body.get_layer("features").output)
 
 
 def export(body, folder):
-    """Write the SavedModel to `folder` (replaced as a whole)."""
-    if folder.exists():
-        shutil.rmtree(folder)
-    tf.saved_model.save(FeatureVector(body), str(folder))
+    """Write `saved_model/` (replaced as a whole) and `weights.npz` to `folder`."""
+    features = features_of(body)
+    target = folder / "saved_model"
+    if target.exists():
+        shutil.rmtree(target)
+    tf.saved_model.save(FeatureVector(features), str(target))
+    write_weights(features, folder / "weights.npz")
+
+
+def write_weights(model, path):
+    """Write the variables of a Keras model as plain arrays, named "000 stem/kernel" and so on."""
+    arrays = {f"{i:03d} {v.path}": v.numpy() for i, v in enumerate(model.variables)}
+    np.savez(path, **arrays)
+
+
+def convert(folder):
+    """Write `weights.npz` of the network in `saved_model/`, without training.
+
+    Raises:
+        ValueError: the variables are those of another network, or the two forms disagree.
+    """
+    served = tf.saved_model.load(str(folder / "saved_model"))
+    features = features_of(network())
+    features.set_weights([v.numpy() for v in served.variables])
+    with np.load(JUNCTIONS / "source_sample.npz") as sample:
+        frames = tf.cast(sample["frames"][:32], tf.float32) / 255.0
+    apart = float(tf.reduce_max(tf.abs(features(frames, training=False) - served(frames))))
+    if apart > 1e-4:
+        raise ValueError(
+            f"The two forms differ by {apart:.2g}: is the order of variables the same?"
+        )
+    write_weights(features, folder / "weights.npz")
+    print(f"weights.npz: the features of 32 pictures differ by {apart:.2g} at most")
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--days", type=Path, required=True)
-    parser.add_argument("--steps", type=int, default=4000)
-    parser.add_argument(
-        "--minutes", type=float, help="end after about this time instead of after --steps"
+    parser = argparse.ArgumentParser(
+        prog="python -m models.city_resnet.train", description=__doc__.splitlines()[0]
     )
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--out", type=Path, default=HERE)
+    steps = parser.add_subparsers(dest="step", required=True)
+    steps.add_parser("convert", help="write weights.npz from saved_model/")
+    sub = steps.add_parser("pretrain")
+    sub.add_argument("--days", type=Path, required=True, help="folder of the simulated days")
+    sub.add_argument("--steps", type=int, default=4000)
+    sub.add_argument("--minutes", type=float, help="end after about this time instead")
+    sub.add_argument("--threads", type=int, default=2)
+    for each in steps.choices.values():
+        each.add_argument("--out", type=Path, default=HERE)
     args = parser.parse_args()
-    tf.config.threading.set_intra_op_parallelism_threads(args.threads)
-    tf.config.threading.set_inter_op_parallelism_threads(1)
-    began = time.time()
-    train = load(args.days, cameras.SOURCES, "train")
-    print(
-        f"{len(train['frames'])} frames of {len(cameras.SOURCES)} cities, read in {time.time() - began:.0f} s",
-        flush=True,
-    )
-    began = time.time()
+    if args.step == "convert":
+        convert(args.out)
+    else:
+        tf.config.threading.set_intra_op_parallelism_threads(args.threads)
+        tf.config.threading.set_inter_op_parallelism_threads(1)
+        pretrain_and_score(args)
+    files = [path for path in sorted((args.out / "saved_model").rglob("*")) if path.is_file()]
+    made = ("level_head.npz", "results.json", "weights.npz")
+    write_sums(args.out, [*made, *(str(path.relative_to(args.out)) for path in files)])
+
+
+def pretrain_and_score(args):
+    """Pretrain, export, and write results.json."""
+    train = source_frames(args.days, training_days)
+    print(f"{len(train['frames'])} frames of {len(SOURCES)} cities", flush=True)
     args.out.mkdir(parents=True, exist_ok=True)
 
     def save(body, model):
-        export(body, args.out / "saved_model")
+        export(body, args.out)
         kernel, bias = model.get_layer("level_ahead").get_weights()
         np.savez(args.out / "level_head.npz", kernel=kernel, bias=bias)
 
-    body, model, center, scale, args.steps = pretrain(
+    began = time.time()
+    body, model, center, scale, steps = pretrain(
         train, 10**9 if args.minutes else args.steps, args.minutes, snapshot=save
     )
     seconds = time.time() - began
     save(body, model)
     model.save_weights(args.days / "pretrained.weights.h5")
-    results(args, train, model, center, scale, seconds)
-
-
-def results(args, train, model, center, scale, seconds):
-    """Score the finished network and the trees; write results.json."""
-    from sklearn.ensemble import HistGradientBoostingClassifier
-
-    with np.load(HERE.parent / "cameras" / "helsinki.npz") as z:
-        use = z["split"] == 1
-        unseen = {k: z[k][use] for k in ("frames", "table", *LABELS)}
-    with np.load(HERE.parent / "cameras" / "source_sample.npz") as z:
-        sample = {k: z[k] for k in ("frames", "table", *LABELS)}
-    held_out = load(args.days, cameras.SOURCES, "held out")
-    out = {
-        "steps": args.steps,
-        "images_seen": args.steps * BATCH,
+    made = {
+        "steps": steps,
+        "images_seen": steps * BATCH,
         "training_frames": len(train["frames"]),
         "seconds": round(seconds),
         "parameters": int(sum(np.prod(v.shape) for v in model.trainable_variables)),
         "tensorflow": tf.__version__,
         "keras": keras.__version__,
-        "scores": {},
+        "scores": scores(train, args.days, model, center[0], scale[0]),
+    }
+    (args.out / "results.json").write_text(json.dumps(made, indent=1) + "\n")
+
+
+def scores(train, work, model, center, scale):
+    """Score the network and its rivals; `center` and `scale` are those of the log car count."""
+    from sklearn.ensemble import HistGradientBoostingClassifier
+
+    read = ("frames", "table", *LABELS)
+    with np.load(JUNCTIONS / "helsinki.npz") as stored:
+        rows = stored["split"] == list(SPLITS).index("validation")
+        unseen = {name: stored[name][rows] for name in read}
+    with np.load(JUNCTIONS / "source_sample.npz") as stored:
+        sample = {name: stored[name] for name in read}
+    places = {
+        "source cities, held-out days": source_frames(work, held_out_days),
+        "Helsinki validation, an unseen city": unseen,
+        "shipped sample": sample,
     }
     trees = {
         name: HistGradientBoostingClassifier(max_iter=200, learning_rate=0.05, random_state=0).fit(
@@ -328,38 +344,33 @@ def results(args, train, model, center, scale, seconds):
         )
         for name in LABELS
     }
-    for where, data in (
-        ("source cities, held-out days", held_out),
-        ("Helsinki validation, an unseen city", unseen),
-        ("shipped sample", sample),
-    ):
-        p = predict(model, data["frames"])
+    found = {}
+    for place, data in places.items():
+        predicted = predict(model, data["frames"])
         for name in LABELS:
+            truth, majority = data[name], np.bincount(train[name]).argmax()
             row = {
-                "n": len(data[name]),
-                "network": float(np.mean(p[name].argmax(1) == data[name])),
-                "trees": float(trees[name].score(data["table"], data[name])),
-                "repeat the present": float(np.mean(data["level_now"] == data[name])),
-                "majority": float(np.mean(data[name] == np.bincount(train[name]).argmax())),
+                "network": np.mean(predicted[name].argmax(1) == truth),
+                "trees": trees[name].score(data["table"], truth),
+                "repeat the present": np.mean(data["level_now"] == truth),
+                "majority": np.mean(truth == majority),
             }
-            out["scores"][f"{where} / {name}"] = {k: round(v, 4) for k, v in row.items()}
-            print(f"{where:38s} {name:12s} {out['scores'][f'{where} / {name}']}", flush=True)
-        if where.startswith("source"):
-            for city in cameras.SOURCES:
-                row = data["city"] == city
-                out["scores"][f"{city}, held-out days / level_ahead"] = {
-                    "n": int(row.sum()),
-                    "network": round(
-                        float(np.mean(p["level_ahead"][row].argmax(1) == data["level_ahead"][row])),
-                        4,
-                    ),
-                }
-        counted = np.expm1(p["numbers"][:, 0] * scale[0] + center[0])
-        out["scores"][f"{where} / mean error of the car count"] = round(
-            float(np.abs(counted - data["table"][:, 0]).mean()), 3
-        )
-        out["scores"][f"{where} / mean car count"] = round(float(data["table"][:, 0].mean()), 3)
-    (args.out / "results.json").write_text(json.dumps(out, indent=1) + "\n")
+            found[f"{place} / {name}"] = {"n": len(truth)} | {
+                rival: round(float(share), 4) for rival, share in row.items()
+            }
+            print(f"{place:38s} {name:12s} {found[f'{place} / {name}']}", flush=True)
+        for city in SOURCES if "city" in data else ():
+            rows = data["city"] == city.name
+            right = predicted["level_ahead"][rows].argmax(1) == data["level_ahead"][rows]
+            found[f"{city.name}, held-out days / level_ahead"] = {
+                "n": int(rows.sum()),
+                "network": round(float(right.mean()), 4),
+            }
+        cars = column(data["table"], "cars")
+        away = np.abs(np.expm1(predicted["numbers"][:, 0] * scale + center) - cars)
+        found[f"{place} / mean error of the car count"] = round(float(away.mean()), 3)
+        found[f"{place} / mean car count"] = round(float(cars.mean()), 3)
+    return found
 
 
 if __name__ == "__main__":

@@ -1,15 +1,21 @@
 """The shipped `city_resnet`: the form TensorFlow Hub serves, and the accuracy that its card prints."""
 
+import hashlib
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from citynb.networks.city_resnet import load_weights, network
+from models.city_resnet import train
+from simulation.labels import column
+
 tf = pytest.importorskip("tensorflow")
 
-DATA = Path(__file__).resolve().parents[1] / "data"
-FOLDER = DATA / "city_resnet"
+ROOT = Path(__file__).resolve().parents[2]
+FOLDER = ROOT / "models" / "city_resnet"
 
 
 @pytest.fixture()
@@ -19,8 +25,20 @@ def served():
 
 @pytest.fixture(scope="module")
 def sample():
-    with np.load(DATA / "cameras" / "source_sample.npz") as archive:
+    with np.load(ROOT / "data" / "junctions" / "source_sample.npz") as archive:
         return dict(archive)
+
+
+def test_files_match_their_checksums():
+    lines = (FOLDER / "SHA256SUMS").read_text().splitlines()
+    listed = dict(reversed(line.split("  ")) for line in lines)
+    apart = ("card.md", "train.py", "SHA256SUMS")
+    files = [
+        path for path in FOLDER.rglob("*") if path.is_file() and "__pycache__" not in str(path)
+    ]
+    assert {str(path.relative_to(FOLDER)) for path in files} - {*apart} == set(listed)
+    for name, digest in listed.items():
+        assert hashlib.sha256((FOLDER / name).read_bytes()).hexdigest() == digest, name
 
 
 def test_size():
@@ -75,4 +93,45 @@ def test_the_shipped_weights_give_the_recorded_accuracy(served, sample):
     # One picture on the edge between two levels may fall the other way on another processor.
     assert np.mean(level == sample["level_ahead"]) == pytest.approx(
         recorded["network"], abs=1.5 / len(images)
+    )
+
+
+def test_both_forms_give_the_same_features(served, sample):
+    model = train.features_of(network())
+    load_weights(model, FOLDER / "weights.npz")
+    images = sample["frames"][:64].astype(np.float32) / 255
+    assert np.allclose(model(images, training=False), served(images), atol=1e-5)
+
+
+def test_the_weights_are_converted_from_the_saved_model(tmp_path, capsys):
+    """Twice the same bytes, and those that are shipped."""
+    shutil.copytree(FOLDER / "saved_model", tmp_path / "saved_model")
+    train.convert(tmp_path)
+    assert (tmp_path / "weights.npz").read_bytes() == (FOLDER / "weights.npz").read_bytes()
+
+
+def test_a_short_pretraining_exports_both_forms(tmp_path, sample):
+    """Three steps on the shipped sample: the loop runs, and what it writes reads back."""
+    n = len(sample["frames"])
+    density = column(sample["table"], "density")
+    data = {
+        **{name: sample[name] for name in ("frames", "table", *train.LABELS)},
+        "density_now": density,
+        "density_ahead": density,
+        "cells_now": np.zeros((n, 12, 12, 2), np.uint8),
+        "cells_ahead": np.zeros((n, 12, 12), np.float16),
+    }
+    body, model, center, scale, steps = train.pretrain(data, steps=3)
+    assert steps == 3 and center.shape == scale.shape == (7,)
+    train.export(body, tmp_path)
+    served = tf.saved_model.load(str(tmp_path / "saved_model"))
+    again = train.features_of(network())
+    load_weights(again, tmp_path / "weights.npz")
+    images = sample["frames"][:4].astype(np.float32) / 255
+    expected = train.features_of(body)(images, training=False)
+    assert np.allclose(again(images, training=False), expected, atol=1e-5)
+    assert np.allclose(served(images), expected, atol=1e-5)
+    predicted = train.predict(model, sample["frames"][:4])
+    assert {name: predicted[name].shape for name in train.LABELS} == dict.fromkeys(
+        train.LABELS, (4, 4)
     )

@@ -1,4 +1,4 @@
-"""The shipped `cameras` files: checksums, shapes, labels that follow from the table, splits that do not leak."""
+"""The shipped `junctions` files: checksums, shapes, labels that follow from the table, no leaks."""
 
 import hashlib
 from pathlib import Path
@@ -6,13 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-FOLDER = Path(__file__).resolve().parents[1] / "data" / "cameras"
-LABELS = ("level_ahead", "level_now", "level_5min")
+from simulation import labels, publishing
+from simulation.labels import LABELS, column
 
-
-@pytest.fixture(scope="module")
-def make(load_make):
-    return load_make("cameras")
+FOLDER = Path(__file__).resolve().parents[2] / "data" / "junctions"
 
 
 @pytest.fixture(scope="module")
@@ -25,10 +22,6 @@ def helsinki():
 def sample():
     with np.load(FOLDER / "source_sample.npz", allow_pickle=False) as archive:
         return dict(archive)
-
-
-def column(data, name):
-    return data["table"][:, list(data["table_names"]).index(name)]
 
 
 def test_files_match_their_checksums():
@@ -44,30 +37,34 @@ def test_the_files_are_small():
 
 
 @pytest.mark.parametrize("name", ["helsinki", "sample"])
-def test_shapes_types_and_ranges(name, request, make):
+def test_shapes_types_and_ranges(name, request):
     data = request.getfixturevalue(name)
     n = len(data["frames"])
     assert data["frames"].shape == (n, 96, 96, 3) and data["frames"].dtype == np.uint8
     assert (
         data["table"].shape == (n, len(data["table_names"])) and data["table"].dtype == np.float32
     )
-    assert tuple(data["table_names"]) == make.TABLE
+    assert tuple(data["table_names"]) == labels.TABLE
     assert np.isfinite(data["table"]).all()
     for label in LABELS:
         assert data[label].shape == (n,) and data[label].dtype == np.int8
         assert set(np.unique(data[label])) == {0, 1, 2, 3}
     assert set(np.unique(data["weather"])) <= set(range(5))
     assert (
-        column(data, "halting") <= sum(column(data, t) for t in ("cars", "buses", "trucks"))
+        column(data["table"], "halting")
+        <= sum(column(data["table"], t) for t in ("cars", "buses", "trucks"))
     ).all()
 
 
 @pytest.mark.parametrize("name", ["helsinki", "sample"])
-def test_the_level_now_follows_from_the_table(name, request, make):
+def test_the_level_now_follows_from_the_table(name, request):
     """`level_now` is the mean density of the three moments that the channels show, cut at the published bounds."""
     data = request.getfixturevalue(name)
-    shown = [column(data, c).astype(np.float64) for c in ("density", "density_20s", "density_40s")]
-    level = np.digitize(np.mean(shown, axis=0), make.CUTS)
+    shown = [
+        column(data["table"], c).astype(np.float64)
+        for c in ("density", "density_20s", "density_40s")
+    ]
+    level = labels.level(np.mean(shown, axis=0))
     assert np.mean(level == data["level_now"]) > 0.999  # the table is rounded to float32
 
 
@@ -106,7 +103,9 @@ def test_enough_labels_and_no_class_dominates(helsinki):
 def test_motion_shows_in_the_channels(helsinki):
     """Pixels change between the channels where vehicles are, and hardly elsewhere."""
     clear = np.flatnonzero(helsinki["weather"] == 0)
-    vehicles = sum(column(helsinki, t) for t in ("cars", "vehicles_20s", "vehicles_40s"))[clear]
+    vehicles = sum(column(helsinki["table"], t) for t in ("cars", "vehicles_20s", "vehicles_40s"))[
+        clear
+    ]
     frames = helsinki["frames"][clear].astype(np.float32)
     change = np.abs(frames[..., 0] - frames[..., 2]).mean(axis=(1, 2))
     empty = change[vehicles == 0]
@@ -122,9 +121,13 @@ def test_repeat_the_present_is_beatable_but_better_than_the_majority(helsinki):
     assert majority + 0.1 < np.mean(ahead == now) < 0.95
 
 
-def test_a_day_is_planned_from_its_seed_alone(make):
-    assert make.day_plan("helsinki", 3) == make.day_plan("helsinki", 3)
-    assert make.day_plan("helsinki", 3) != make.day_plan("helsinki", 4)
-    hours, factor = make.day_plan("berlin", 0)
-    assert len(hours) == make.HOURS and set(hours) <= set(make.WEATHERS)
-    assert "night" not in hours[4:12], "daylight lasts from 10 to 18 o'clock"
+def test_publishing_writes_the_same_bytes(sample, tmp_path):
+    """The stored arrays written again: names, order, types, compression. Helsinki takes a minute."""
+    publishing.write_npz(tmp_path / "again.npz", sample)
+    assert (tmp_path / "again.npz").read_bytes() == (FOLDER / "source_sample.npz").read_bytes()
+
+
+def test_no_column_is_empty(helsinki):
+    """Every column says something: none holds one value throughout."""
+    for number, name in enumerate(helsinki["table_names"]):
+        assert np.ptp(helsinki["table"][:, number]) > 0, name

@@ -1,4 +1,4 @@
-"""`data/cameras/make.py own`: refusals, the choice of junctions, and pictures that become a task."""
+"""`python -m simulation own`: refusals, the choice of junctions, and pictures that become a task."""
 
 import json
 import subprocess
@@ -10,25 +10,22 @@ import numpy as np
 import pytest
 
 import citynb
+from simulation.__main__ import main
+from simulation.network import Junction
+from simulation.own_city import nearest_junctions, write_junctions, write_pictures
+from simulation.publishing import COLUMNS
 
-CAMERAS = Path(__file__).resolve().parents[1] / "data" / "cameras"
-
-
-@pytest.fixture
-def make(load_make):
-    """A fresh module for each test, because `own` adds a city to its table."""
-    return load_make("cameras")
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture
-def run(make, monkeypatch, tmp_path, capsys):
+def run(tmp_path, capsys):
     """Return a function that runs the command line and gives back what it says as it stops."""
     (tmp_path / "town.osm").write_text("<osm/>")
 
     def run(*words):
-        monkeypatch.setattr("sys.argv", ["make.py", *map(str, words)])
         with pytest.raises(SystemExit) as stopped:
-            make.main()
+            main([*map(str, words)])
         return capsys.readouterr().err + str(stopped.value)
 
     return run
@@ -56,39 +53,43 @@ def test_refuses_days_made_with_other_settings(run, tmp_path):
     assert "made with other settings (town.settings.json). Choose another --out" in said
 
 
-def test_an_own_city_is_filmed_at_all_its_junctions(make):
-    make.add_cities({"town": dict(net="town.osm", junctions=3, days=2, frames=7, peak_flow=100)})
-    assert make.filmed("town", 1) == {0: 7, 1: 7, 2: 7}
-    assert make.filmed("town", make.REHEARSAL) == {}
-
-
-def city_map(projection=True):
+def network(projection=True):
     """A map of three junctions on a line, whose degrees are thousandths of a meter."""
-    junctions = [dict(id=name, x=x, y=0.0) for name, x in (("a", 0.0), ("b", 200.0), ("c", 400.0))]
+    places = (("a", 0.0), ("b", 200.0), ("c", 400.0))
+    junctions = [Junction(name, x, 0.0, lane_km=0.25, approaches=3) for name, x in places]
     net = SimpleNamespace(
-        hasGeoProj=lambda: projection, convertLonLat2XY=lambda lon, lat: (1000 * lon, 1000 * lat)
+        hasGeoProj=lambda: projection,
+        convertLonLat2XY=lambda lon, lat: (1000 * lon, 1000 * lat),
+        convertXY2LonLat=lambda x, y: (x / 1000, y / 1000),
     )
     return SimpleNamespace(net=net, junctions=junctions)
 
 
-def test_junctions_nearest_to_points(make):
-    assert make.nearest_junctions(city_map(), [(0.39, 0.01), (0.05, 0.0)]) == ["c", "a"]
+def test_junctions_nearest_to_points():
+    assert nearest_junctions(network(), [(0.39, 0.01), (0.05, 0.0)]) == ["c", "a"]
     with pytest.raises(SystemExit, match="0.16 0.0 was chosen before"):
-        make.nearest_junctions(city_map(), [(0.2, 0.0), (0.16, 0.0)])
+        nearest_junctions(network(), [(0.2, 0.0), (0.16, 0.0)])
     with pytest.raises(SystemExit, match="0.3 0.3 is out of view"):
-        make.nearest_junctions(city_map(), [(0.3, 0.3)])
+        nearest_junctions(network(), [(0.3, 0.3)])
     with pytest.raises(SystemExit, match="no projection"):
-        make.nearest_junctions(city_map(projection=False), [(0.0, 0.0)])
+        nearest_junctions(network(projection=False), [(0.0, 0.0)])
 
 
-def test_pictures_become_a_task(make, tmp_path):
+def test_junctions_are_listed_with_their_places(tmp_path):
+    """Without a projection there is no longitude and latitude, and the columns stay empty."""
+    for projection, row in ((True, "1,b,0.2,0.0,0.25,3"), (False, "1,b,,,0.25,3")):
+        write_junctions(network(projection), tmp_path / "junctions.csv")
+        assert (tmp_path / "junctions.csv").read_text().splitlines()[2] == row
+
+
+def test_pictures_become_a_task(tmp_path):
     """What `own` writes is read back by `from_folder`: same pixels, levels in order, whole junctions."""
-    with np.load(CAMERAS / "helsinki.npz") as stored:
-        rows = {key: stored[key][stored["split"] == 2] for key in make.COLUMNS}
+    with np.load(ROOT / "data" / "junctions" / "helsinki.npz") as stored:
+        rows = {key: stored[key][stored["split"] == 2] for key in COLUMNS}
     # Junctions by their main level, three for each of two levels, so that they can be dealt.
     keep = np.isin(rows["junction"], (15, 23, 27, 7, 19, 11)) & np.isin(rows["level_ahead"], (0, 1))
     rows = {key: value[keep][::9] for key, value in rows.items()}
-    make.write_pictures(rows, tmp_path / "pictures")
+    write_pictures(rows, tmp_path / "pictures")
     for empty in ("2_dense", "3_jammed"):
         (tmp_path / "pictures" / empty).rmdir()
     task = citynb.CityTask.from_folder(
@@ -109,18 +110,18 @@ def test_pictures_become_a_task(make, tmp_path):
     assert found == expected
 
 
-def test_a_network_becomes_pictures(make, tmp_path):
+def test_a_network_becomes_pictures(tmp_path):
     """The whole way, where SUMO is installed: about half a minute."""
     sumo = pytest.importorskip("sumo")
     pytest.importorskip("libsumo")
     grid = Path(sumo.SUMO_HOME) / "tools" / "game" / "grid6" / "grid6.net.xml"
     work = tmp_path / "work"
-    command = [sys.executable, CAMERAS / "make.py", "own", "--out", work, "--map", grid]
+    command = [sys.executable, "-m", "simulation", "own", "--out", work, "--map", grid]
     command += ["--junctions", "2", "--days", "1", "--frames"]
-    subprocess.run([*command, "5"], check=True)
+    subprocess.run([*command, "5"], check=True, cwd=ROOT)
     assert len(list((work / "grid6_pictures").glob("*/junction0[01]_day00_*.png"))) == 10
     with np.load(work / "grid6.npz") as stored:
-        assert set(make.COLUMNS) < set(stored.files) and len(stored["frames"]) == 10
+        assert set(COLUMNS) < set(stored.files) and len(stored["frames"]) == 10
     assert (work / "grid6_junctions.csv").read_text().count("\n") == 3
-    again = subprocess.run([*command, "6"], capture_output=True, text=True)
+    again = subprocess.run([*command, "6"], capture_output=True, text=True, cwd=ROOT)
     assert again.returncode == 1 and "other settings" in again.stderr

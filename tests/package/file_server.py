@@ -128,10 +128,10 @@ def make_certificate(folder):
 
 
 def zipped(files, compression=zipfile.ZIP_DEFLATED):
-    """Return a zip as bytes: `files` maps names, or `ZipInfo`s, to contents."""
+    """Return a zip as bytes: `files` maps names, or `ZipInfo`s, to contents; or it is pairs."""
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", compression) as archive:
-        for name, content in files.items():
+        for name, content in files.items() if isinstance(files, dict) else files:
             archive.writestr(name, content)
     return buffer.getvalue()
 
