@@ -11,7 +11,8 @@ import re
 import nbformat
 import numpy as np
 import pytest
-from execute import ROOT
+
+from tools.pages import ROOT
 
 PAGES = sorted((ROOT / "chapters" / "math_of_sgd").glob("*.ipynb"))
 CHECKS = {}
