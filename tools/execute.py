@@ -33,7 +33,7 @@ from tools.fingerprint import (
     digest,
     reached,
 )
-from tools.pages import ROOT, bind, code, code_cells, finish, notebooks, read, tags
+from tools.pages import ANSI, ROOT, bind, code, code_cells, finish, notebooks, read, tags
 
 CELL_TIMEOUT = 300  # seconds
 
@@ -138,6 +138,15 @@ def versions():
     return found
 
 
+def _short(error):
+    """Return the cell and the error of a failed page, without the frames inside of libraries."""
+    text = ANSI.sub("", str(error))
+    if not isinstance(error, CellExecutionError):
+        return text
+    cell = text.split("------------------")[1].strip()
+    return f"{cell}\n-> {error.ename}: {error.evalue}"
+
+
 def update(path, force=False, run=True):
     """Execute and finish one notebook. Return what happened, and whether it is well."""
     notebook = read(path)
@@ -152,7 +161,7 @@ def update(path, force=False, run=True):
             done = f"{name}: executed in {execute(notebook, path.parent):.0f} s"
         finish(notebook)
     except (CellExecutionError, CellTimeoutError, DeadKernelError, ValueError) as error:
-        return f"{name}: FAILED and left as it was\n{error}", False
+        return f"{name}: FAILED and left as it was\n{_short(error)}", False
     if (after := nbformat.writes(notebook)) != before:
         nbformat.validate(notebook)
         temporary = path.with_name(f".{path.name}.new")
