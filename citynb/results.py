@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 import pandas as pd
 
+from citynb.comparison import compare
 from citynb.evaluation import evaluate
 from citynb.files import results_folder
 
@@ -141,6 +142,27 @@ class Results:
         for number, name in rows["name"].items():
             found.setdefault(name, []).append(self.evaluations[number])
         return found
+
+    def compare(self, reference, *, metric=None, **case):
+        """Compare the rows of one case by `citynb.compare`; a row that is unfinished gets no verdict.
+
+        Args:
+            reference: str, the name that the others are compared with.
+            metric: str, default the one that the settings were chosen by.
+            **case: as in `by_name`.
+
+        Returns:
+            DataFrame as `citynb.compare` gives it; where a row or the reference has fewer than
+            three seeds, the verdict is `"unfinished"` and there is no interval.
+
+        Raises:
+            ValueError: as `by_name` and `citynb.compare`.
+        """
+        table = compare(self.by_name(**case), reference, metric=metric or self.metric)
+        few = (table["seeds"] < FEWEST_SEEDS) | (table.loc[reference, "seeds"] < FEWEST_SEEDS)
+        table.loc[few, ["low", "high"]] = np.nan
+        table.loc[few, "verdict"] = "unfinished"
+        return table
 
     def chances(self, class_name):
         """Return the probability of one class, float64 (runs, examples).

@@ -1,6 +1,5 @@
 """Writes the files of `data/junctions` from the simulated days."""
 
-import hashlib
 import io
 import json
 import zipfile
@@ -10,6 +9,7 @@ import numpy as np
 from simulation.cities import HELD_OUT, HELSINKI, SOURCES, SPLITS, WEATHERS, seed_of
 from simulation.labels import LABELS, LEVELS, TABLE, city_arrays, joined
 from simulation.network import RoadNetwork
+from tools.publishing import write_sums
 
 COLUMNS = (
     "frames",
@@ -104,13 +104,7 @@ def ship(work, folder):
     names = {"city_names": tuple(city.name for city in SOURCES)}
     _write(folder / "source_sample.npz", joined(parts), "city", names)
 
-    write_sums(folder, ("headroom.json", "helsinki.npz", "source_sample.npz"))
-
-
-def write_sums(folder, names):
-    """Write `SHA256SUMS` of these files, named relative to `folder`."""
-    sums = [f"{hashlib.sha256((folder / n).read_bytes()).hexdigest()}  {n}\n" for n in names]
-    (folder / "SHA256SUMS").write_text("".join(sums))
+    write_sums(folder)
 
 
 def _write(path, rows, first, names):

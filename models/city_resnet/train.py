@@ -29,7 +29,8 @@ from keras import layers
 from citynb.networks.city_resnet import L2, network
 from simulation.cities import SOURCES, SPLITS
 from simulation.labels import LABELS, LEVELS, city_arrays, column, joined
-from simulation.publishing import held_out_days, training_days, write_sums
+from simulation.publishing import held_out_days, training_days
+from tools.publishing import write_sums
 
 HERE = Path(__file__).resolve().parent
 JUNCTIONS = HERE.parents[1] / "data" / "junctions"
@@ -287,9 +288,7 @@ def main():
         tf.config.threading.set_intra_op_parallelism_threads(args.threads)
         tf.config.threading.set_inter_op_parallelism_threads(1)
         pretrain_and_score(args)
-    files = [path for path in sorted((args.out / "saved_model").rglob("*")) if path.is_file()]
-    made = ("level_head.npz", "results.json", "weights.npz")
-    write_sums(args.out, [*made, *(str(path.relative_to(args.out)) for path in files)])
+    write_sums(args.out)
 
 
 def pretrain_and_score(args):

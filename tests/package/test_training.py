@@ -13,8 +13,8 @@ import numpy as np
 import pandas as pd
 import pytest
 import tensorflow as tf
-from PIL import Image
 from hub_server import save_reusable, tiny_resnet
+from PIL import Image
 
 import citynb
 from citynb.tasks.pictures import PARTS, PictureFiles
