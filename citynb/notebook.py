@@ -71,7 +71,7 @@ def show_figure(figure, *, name, caption, alt):
     """Display a matplotlib figure with its caption and its alt text, and close it.
 
     In the built book the caption is numbered and the alt text is read out by screen
-    readers: `tools/execute.py` copies both from the output to the cell. In a live
+    readers: `tools/pages.py` copies both from the output to the cell. In a live
     notebook the caption follows the picture.
 
     Args:

@@ -131,8 +131,8 @@ class Split:
         self._check_values(batch, rows)
         return batch
 
-    def batches(self, batch_size, seed=None, epoch=0, replicas=1):
-        """Return a `tf.data.Dataset` of (inputs, labels, size) over one epoch.
+    def batches(self, batch_size, seed=None, epoch=0, replicas=1, epochs=1):
+        """Return a `tf.data.Dataset` of (inputs, labels, size) over one epoch, or several.
 
         Batches are read in parallel and ahead of their use, but always come in the same order.
         TensorFlow wraps what goes wrong in them; `with split.reading():` unwraps it.
@@ -140,10 +140,10 @@ class Split:
         Args:
             batch_size: int, the most examples in a batch. All batches are equal to one example.
             seed: int or None, see `order`.
-            epoch: int, or a function that returns it, asked whenever a batch is read: so one
-                dataset serves a `fit` over several epochs.
+            epoch: int, the first one.
             replicas: int. Each batch comes in so many consecutive pieces, one for each device of
                 a `tf.distribute` strategy; the last pieces of a small batch may be empty.
+            epochs: int, how many follow one another without a break; each has its own order.
 
         Returns:
             Dataset of inputs (b, height, width, channels) in the type in which they are stored,
@@ -157,7 +157,7 @@ class Split:
                 self._failures.append(error)
                 raise
 
-        return stream(read, self.inputs, self.labels, batch_size, seed, epoch, replicas)
+        return stream(read, self.inputs, self.labels, batch_size, seed, epoch, replicas, epochs)
 
     @contextlib.contextmanager
     def reading(self):
@@ -280,23 +280,25 @@ def batch_rows(examples, batch_size, seed=None, epoch=0):
     return np.array_split(_order(examples, seed, epoch), math.ceil(examples / batch_size))
 
 
-def stream(read, inputs, labels, batch_size, seed=None, epoch=0, replicas=1):
-    """Return a `tf.data.Dataset` of (inputs, labels, size) over one epoch, see `Split.batches`.
+def stream(read, inputs, labels, batch_size, seed=None, epoch=0, replicas=1, epochs=1):
+    """Return a `tf.data.Dataset` of (inputs, labels, size), see `Split.batches`.
 
     Args:
         read: function from rows (int array) to their inputs.
         inputs: what `read` reads from, for its `shape` (n, ...) and its `dtype`.
         labels: int array (n,).
-        batch_size, seed, epoch, replicas: as in `Split.batches`.
+        batch_size, seed, epoch, replicas, epochs: as in `Split.batches`.
     """
+    steps = math.ceil(len(labels) / batch_size) * replicas
 
-    @functools.lru_cache(maxsize=2)
-    def pieces(epoch):
-        batches = batch_rows(len(labels), batch_size, seed, epoch)
+    @functools.lru_cache(maxsize=2)  # around the end of an epoch both are read
+    def pieces(number):
+        batches = batch_rows(len(labels), batch_size, seed, number)
         return [(p, len(rows)) for rows in batches for p in np.array_split(rows, replicas)]
 
     def numbers(step):
-        rows, size = pieces(epoch() if callable(epoch) else epoch)[step]
+        number, place = divmod(step, steps)
+        rows, size = pieces(epoch + int(number))[place]
         return read(rows), labels[rows].astype(np.int64), np.int32(size)
 
     def tensors(step):
@@ -309,8 +311,7 @@ def stream(read, inputs, labels, batch_size, seed=None, epoch=0, replicas=1):
 
     # Two at a time: pictures of one batch are decoded in parallel already, and each batch that
     # waits takes memory.
-    steps = math.ceil(len(labels) / batch_size) * replicas
-    return tf.data.Dataset.range(steps).map(tensors, num_parallel_calls=2).prefetch(2)
+    return tf.data.Dataset.range(steps * epochs).map(tensors, num_parallel_calls=2).prefetch(2)
 
 
 def as_float(batch):

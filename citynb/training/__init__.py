@@ -22,7 +22,7 @@ OPTIMIZERS = {"sgd": GuardedSGD, "adamw": GuardedAdam}
 SCHEDULES = ("cosine", "constant")
 PRECISIONS = ("float32", "mixed_float16", "mixed_bfloat16")
 FEATURES_IN_MEMORY = 2**30  # bytes; more of them are kept in a file
-STEPS_AT_ONCE = 8  # that run before Python looks again
+STEPS_AT_ONCE = 16  # the most that run before Python looks again
 
 
 @dataclass
@@ -197,12 +197,13 @@ def _fit(
             optimizer,
             # XLA gains on a GPU and loses on a CPU.
             jit_compile=bool(tf.config.list_physical_devices("GPU")),
-            steps_per_execution=1 if replicas > 1 else min(STEPS_AT_ONCE, steps),
+            steps_per_execution=1 if replicas > 1 else _steps_at_once(steps),
             auto_scale_loss=False,
         )
 
-    epoch = [first]  # that `fit` is in; the order of the batches follows it
-    datasets = [split.batches(batch_size, seed, lambda: epoch[0], replicas)]
+    epoch = [first]  # that `fit` is in
+    # One dataset for all epochs: to begin a new one in each would cost small networks dear.
+    datasets = [split.batches(batch_size, seed, first, replicas, epochs - first)]
     if validation is not None:
         datasets.append(validation.batches(batch_size_for(validation), replicas=replicas))
     if replicas > 1:
@@ -260,7 +261,8 @@ def _fit(
             if first < epochs:
                 trainer.fit(
                     train, validation_data=held_out[0] if held_out else None, epochs=epochs,
-                    initial_epoch=first, shuffle=False, verbose=0, callbacks=[watch],
+                    initial_epoch=first, steps_per_epoch=steps, shuffle=False, verbose=0,
+                    callbacks=[watch],
                 )  # fmt: skip
     except KeyboardInterrupt as interrupt:
         interrupt.add_note(
@@ -375,6 +377,11 @@ def _blame(model, batch, rows):
 
 def _finite(variable):
     return bool(np.isfinite(np.asarray(variable, np.float64)).all())
+
+
+def _steps_at_once(steps):
+    """Return how many steps run in one call: as many as possible, and a whole part of an epoch."""
+    return max(n for n in range(1, STEPS_AT_ONCE + 1) if steps % n == 0)
 
 
 def _rate(optimizer):

@@ -6,7 +6,7 @@ from IPython.core.interactiveshell import InteractiveShell
 from IPython.utils.capture import capture_output
 
 import citynb
-from citynb import display
+from citynb import notebook
 
 GOOD = dict(name="fig-week", caption="One week of one road.", alt="A line with seven humps.")
 
@@ -19,7 +19,7 @@ def shown(monkeypatch):
     def record(thing, metadata=None, raw=False):
         outputs.append((thing if raw else thing.data, metadata))
 
-    monkeypatch.setattr(display, "display", record)
+    monkeypatch.setattr(notebook, "display", record)
     return outputs
 
 
