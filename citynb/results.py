@@ -124,7 +124,7 @@ class Results:
         """Return {name: [Evaluation of each seed]} of one case, as `citynb.compare` takes it.
 
         Args:
-            **case: columns of `runs` with their values, for example `labels=300`.
+            **case: columns of `runs` with their values, for example `labels=300` (an int).
 
         Raises:
             ValueError: a column does not exist, or no run has these values.
@@ -165,7 +165,10 @@ class Results:
         return table
 
     def chances(self, class_name):
-        """Return the probability of one class, float64 (runs, examples).
+        """Return the probability of one class, a float array (runs, examples).
+
+        Args:
+            class_name: str, one of the task's.
 
         Raises:
             ValueError: there is no such class, or only predicted labels were stored.

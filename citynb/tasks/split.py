@@ -66,6 +66,9 @@ class Split:
             from `inputs` to such a DataFrame may be given instead; it runs when the table is first
             asked for, so that pictures on disk are not read before somebody needs it.
         name: str, what errors call the split; a task gives its own, such as `"i94.train"`.
+
+    Raises:
+        ValueError: from `check` and `read`, which a `CityTask` calls: what is wrong, and where.
     """
 
     inputs: np.ndarray
@@ -115,7 +118,13 @@ class Split:
         return _order(len(self), seed, epoch)
 
     def read(self, rows):
-        """Return the inputs of these rows (int array) as they are stored, checked.
+        """Return inputs as they are stored, checked.
+
+        Args:
+            rows: int array (b,).
+
+        Returns:
+            array (b, height, width, channels).
 
         Raises:
             ValueError: a value is NaN or outside of [0, 1], or a picture cannot be read; the
@@ -148,6 +157,9 @@ class Split:
         Returns:
             Dataset of inputs (b, height, width, channels) in the type in which they are stored,
             labels int64 (b,), and size, int32: the examples in the whole batch, over all pieces.
+
+        Raises:
+            ValueError: as `read`, when a batch is taken inside of `reading`.
         """
 
         def read(rows):
