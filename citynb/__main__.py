@@ -15,15 +15,9 @@ from citynb import downloads
 def sources():
     """Return all sources as a dict by name: the tuples `SOURCES` of datasets and networks."""
     found = {}
-    for name in ("citynb.datasets", "citynb.networks"):
-        try:
-            package = importlib.import_module(name)
-        except ModuleNotFoundError as error:
-            if error.name != name:
-                raise
-            continue
-        inside = [module.name for module in pkgutil.iter_modules(package.__path__, f"{name}.")]
-        for module in (package, *map(importlib.import_module, inside)):
+    for package in map(importlib.import_module, ("citynb.datasets", "citynb.networks")):
+        inside = pkgutil.iter_modules(package.__path__, f"{package.__name__}.")
+        for module in (package, *(importlib.import_module(module.name) for module in inside)):
             found |= {source.name: source for source in getattr(module, "SOURCES", ())}
     return found
 

@@ -67,32 +67,25 @@ def _other(start):
     kinds = [kind for magic, kind in OTHERS.items() if start.startswith(magic)]
     if start[257:262] == b"ustar":
         kinds = ["a tar archive without gzip"]
-    if kinds:
-        return f"it is {kinds[0]}, and only zip and tar.gz are unpacked"
-    return f"it is no archive but begins with {start[:24]!r}; only zip and tar.gz are unpacked"
+    kind = kinds[0] if kinds else f"no archive but begins with {start[:24]!r}"
+    return f"it is {kind}, and only zip and tar.gz are unpacked"
 
 
 class _Room:
-    """What the content may still take."""
+    """What the content may still take; it shrinks with each byte that is read from `file`."""
 
     def __init__(self, limit):
         self.limit = self.left = limit
+        self.file = None
 
     def take(self, size):
         self.left -= size
         if self.left < 0:
             raise ArchiveError(f"it unpacks to more than {self.limit / 1e6:,.0f} MB")
 
-
-class _Counted:
-    """A file whose bytes take room as they are read."""
-
-    def __init__(self, file, room):
-        self.file, self.room = file, room
-
     def read(self, size):
         data = self.file.read(size)
-        self.room.take(len(data))
+        self.take(len(data))
         return data
 
 
@@ -111,24 +104,23 @@ def _zip(archive, room):
             if member.is_dir():
                 yield member.filename, None
             else:
-                with packed.open(member) as file:  # checks the member's checksum at its end
-                    yield member.filename, _Counted(file, room)
+                with packed.open(member) as room.file:  # checks the member's checksum at its end
+                    yield member.filename, room
 
 
 def _tar(archive, room):
     """As `_zip`. Read as a stream: no seeking back, and headers count like content."""
-    with gzip.open(archive) as plain:
-        with tarfile.open(fileobj=_Counted(plain, room), mode="r|") as packed:
-            for member in packed:
-                if not (member.isdir() or member.isreg() and not member.issparse()):
-                    raise ArchiveError(f"{member.name!r} is neither a file nor a folder")
-                if member.size < 0:
-                    raise ArchiveError(f"the archive is damaged ({member.name!r} has no size)")
-                yield member.name, None if member.isdir() else packed.extractfile(member)
-            # gzip's own checksum stands at the very end, behind zeros
-            while rest := packed.fileobj.read(1 << 20):
-                if rest.strip(b"\0"):
-                    raise ArchiveError("the archive is damaged (more bytes behind its end)")
+    with gzip.open(archive) as room.file, tarfile.open(fileobj=room, mode="r|") as packed:
+        for member in packed:
+            if not (member.isdir() or member.isreg() and not member.issparse()):
+                raise ArchiveError(f"{member.name!r} is neither a file nor a folder")
+            if member.size < 0:
+                raise ArchiveError(f"the archive is damaged ({member.name!r} has no size)")
+            yield member.name, None if member.isdir() else packed.extractfile(member)
+        # gzip's own checksum stands at the very end, behind zeros
+        while rest := packed.fileobj.read(1 << 20):
+            if rest.strip(b"\0"):
+                raise ArchiveError("the archive is damaged (more bytes behind its end)")
 
 
 def _write(folder, name, file):
@@ -138,11 +130,9 @@ def _write(folder, name, file):
         raise ArchiveError(f"{name!r} would be written outside of the folder")
     target = folder.joinpath(*path.parts)
     try:
-        if file is None:
-            target.mkdir(parents=True, exist_ok=True)
-            return
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with open(target, "xb") as copy:
-            shutil.copyfileobj(file, copy, 1 << 20)
+        (target if file is None else target.parent).mkdir(parents=True, exist_ok=True)
+        if file is not None:
+            with open(target, "xb") as copy:
+                shutil.copyfileobj(file, copy, 1 << 20)
     except (FileExistsError, NotADirectoryError):
         raise ArchiveError(f"it holds {name!r} twice") from None

@@ -15,9 +15,7 @@ on top. What it has beyond this (DOI, FTP, SFTP) the book does not need.
 import builtins
 import contextlib
 import dataclasses
-import email.utils
 import errno
-import functools
 import hashlib
 import http.client
 import io
@@ -25,7 +23,6 @@ import json
 import os
 import pathlib
 import re
-import secrets
 import shutil
 import ssl
 import sys
@@ -49,7 +46,8 @@ BACKOFF = 1.0  # seconds before the second attempt; doubled each time
 LONGEST_WAIT = 60.0  # seconds that a server's Retry-After may ask for
 LOCK_WAIT = 600.0  # seconds to wait for another process that downloads the same thing
 SLOWEST = 1000.0  # bytes a second, over each `timeout` seconds
-BUSY = (408, 425, 429)  # HTTP errors that may pass, beside 500 and above
+WRONG_PART = (206, 416)  # answers to a Range that does not fit the file
+PASSING = (*WRONG_PART, 408, 425, 429)  # answers after which to try again, beside 500 and above
 LARGE = 20e6  # bytes: from here on progress is told also where nobody seems to watch
 
 
@@ -60,7 +58,7 @@ class DownloadError(RuntimeError):
 class _TryAgain(Exception):
     """A failure that may pass: a lost connection, a timeout, a busy server."""
 
-    def __init__(self, reason, wait=0.0):
+    def __init__(self, reason, wait=0):
         super().__init__(reason)
         self.wait = wait
 
@@ -112,7 +110,10 @@ class Source:
 
 def cache_folder():
     """Return the folder for downloads: `CITYNB_CACHE`, or `~/.cache/citynb`. It need not exist."""
-    return _expanded(os.environ.get("CITYNB_CACHE") or "~/.cache/citynb")
+    folder = os.path.expanduser(os.environ.get("CITYNB_CACHE") or "~/.cache/citynb")
+    if folder.startswith("~"):
+        raise DownloadError(f"the folder {folder} cannot be found: no such user")
+    return pathlib.Path(folder)
 
 
 def mirror():
@@ -122,22 +123,18 @@ def mirror():
     on a train. What it delivers must match the same checksums.
     """
     value = os.environ.get("CITYNB_MIRROR", "")
-    scheme = value.partition(":")[0].lower()
-    if not value or scheme in ("http", "https"):
+    if not value or _scheme(value) in ("http", "https"):
         return value.rstrip("/") or None
-    if scheme == "file":
+    if _scheme(value) == "file":
         value = urllib.request.url2pathname(urllib.parse.urlsplit(value).path)
-    folder = _expanded(value)
+    folder = pathlib.Path(os.path.expanduser(value))
     if not folder.is_dir():
         raise DownloadError(f"CITYNB_MIRROR is {value}, which is neither a folder nor an address")
     return folder
 
 
-def _expanded(path):
-    try:
-        return pathlib.Path(path).expanduser()
-    except RuntimeError as error:  # no such user
-        raise DownloadError(f"the folder {path} cannot be found ({error})") from None
+def _scheme(address):
+    return address.partition(":")[0].lower()
 
 
 def digest(path):
@@ -152,9 +149,7 @@ def digest(path):
     return total.hexdigest()
 
 
-def fetch(
-    url, sha256=None, name="", unpack=False, check=None, way_out="", timeout=30.0, limit=None
-):
+def fetch(url, sha256=None, name="", unpack=False, check=None, way_out="", timeout=30, limit=None):
     """Return the local path of a published file, downloading it only when it is not cached.
 
     Args:
@@ -183,23 +178,26 @@ def fetch(
         with _lock(place) as alone:
             if _cached(place, source):  # another process was faster
                 return place
-            with _workshop(place, alone, source._pins()) as folder:
+            with _part(place, alone, source._pins()) as part:
                 for address in _addresses(source):  # the publisher's comes last
                     with contextlib.suppress(_Absent):
-                        _install(source, address, place, folder, timeout)
+                        _install(source, address, place, part, timeout)
                         return place
-    except DownloadError as error:
-        reason = str(error)
-    except OSError as error:
-        reason = f"{error.strerror or error} ({error.filename or place})"
-        if error.errno == errno.ENOSPC:
-            reason = f"no space left in {place.parent}"
-        elif error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-            reason = f"no permission to write in {place.parent}; set CITYNB_CACHE to another folder"
-    reason = " ".join(reason.split()).rstrip(".")
+    except (DownloadError, OSError) as error:
+        reason = " ".join(_reason(error).split()).rstrip(".")
     where = address if address == source.url else f"{address} (CITYNB_MIRROR)"
     message = f"{source.name} could not be fetched from {where}: {reason}. {source.way_out}"
     raise DownloadError(message.strip())
+
+
+def _reason(error):
+    if isinstance(error, DownloadError):
+        return str(error)
+    if error.errno == errno.ENOSPC:
+        return f"no space left in {cache_folder()}"
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return f"no permission to write in {cache_folder()}; set CITYNB_CACHE to another folder"
+    return f"{error.strerror or error} ({error.filename or cache_folder()})"
 
 
 def cached(source):
@@ -236,22 +234,22 @@ def _record_file(place):
 
 def _record(place):
     """Return what is known of a cached copy: url, delivered, kept, copy. Empty if damaged."""
-    try:
+    with contextlib.suppress(
+        FileNotFoundError, NotADirectoryError, ValueError, KeyError, TypeError
+    ):
         record = json.loads(_record_file(place).read_text())
-        return record if record["delivered"] and record["kept"] else {}
-    except (FileNotFoundError, NotADirectoryError, ValueError, KeyError, TypeError):
-        return {}
+        if isinstance(record["delivered"], str) and isinstance(record["kept"], str):
+            return record
+    return {}
 
 
 def _cached(place, source):
     """True when the cached copy is the verified one, False when there is none to use."""
     record, pins = _record(place), source._pins()
-    folder = place.is_dir()
-    if source.unpack and not folder:
-        return False
-    trusted = {record.get("kept")} if folder or not pins else pins
     known = bool(record) and (not pins or record["delivered"] in pins)  # or the pin moved on
-    if not known and trusted is not pins:
+    recorded = {record["kept"]} if known else set()
+    trusted = recorded if source.unpack or not pins else pins
+    if not trusted or source.unpack and not place.is_dir():
         return False
     try:
         if digest(place) in trusted:
@@ -264,40 +262,26 @@ def _cached(place, source):
 
 
 @contextlib.contextmanager
-def _workshop(place, alone, keep):
-    """A folder beside `place` for all that is not finished: emptied before and after.
-
-    With `keep` the part of a download that broke off stays for the next call.
-    """
+def _part(place, alone, keep):
+    """Yield a path beside `place` for what arrives. It stays after a failure if `keep` is true."""
     # "~" is in no name: `.los~part` and what `.los-loop` needs cannot be mixed up.
-    folder = place.with_name(f".{place.name}~{'part' if alone else secrets.token_hex(4)}")
-    if alone:  # then what else lies about was left by a killed download
-        for leftover in place.parent.glob(f".{place.name}~*"):
-            if leftover != folder or leftover.is_symlink():
-                _remove(leftover)
-    folder.mkdir(exist_ok=True)
+    part = place.with_name(f".{place.name}~part{'' if alone else time.time_ns()}")
     keep = keep and alone
     try:
-        _clear(folder, keep)
-        yield folder
+        _clear(part, keep)
+        yield part
         keep = False
     finally:
-        _clear(folder, keep)
-        with contextlib.suppress(OSError):  # it holds a part
-            folder.rmdir()
+        _clear(part, keep)
 
 
-def _clear(folder, keep):
-    for path in folder.iterdir():
-        if not (keep and path.name.startswith("part-") and path.stat().st_size):
-            _remove(path)
-
-
-def _remove(path):
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        path.unlink(missing_ok=True)
+def _clear(part, keep):
+    """Remove what begins with the name of `part`: leftovers of a killed download, too."""
+    for path in part.parent.glob(f"{part.name}*"):
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        elif not keep or path != part or path.is_symlink() or not path.stat().st_size:
+            path.unlink(missing_ok=True)
 
 
 def _addresses(source):
@@ -312,50 +296,32 @@ def _addresses(source):
     yield source.url
 
 
-def _install(source, address, place, folder, timeout):
-    """Bring the file into `folder`, verify it there, then move it into place with one rename."""
-    mirrored = address != source.url
-    pins = source._pins(mirrored)
-    key = hashlib.sha256(f"{address} {sorted(pins)}".encode()).hexdigest()[:16]
-    part = folder / f"part-{key}"
+def _install(source, address, place, part, timeout):
+    """Bring the file, verify it beside its place, then move it there with one rename."""
+    pins = source._pins(address != source.url)
     resumed = part.exists()
     _bring(source, address, part, pins, timeout)
-    try:
-        delivered = digest(part)
-        if resumed and delivered not in pins:  # the first part was of something else
-            part.unlink()
-            _bring(source, address, part, pins, timeout)
-            delivered = digest(part)
-        _verify(source, part, delivered, pins, _record(place).get("delivered"), place)
-        fresh = part
-        if source.unpack:
-            try:
-                fresh = archives.unpack(part, folder / "content", source.limit)
-            except archives.ArchiveError as error:
-                raise DownloadError(str(error)) from None
-        if source.check:
-            try:
-                source.check(fresh)
-            except Exception as error:  # whatever a reader may raise is a reason to refuse it
-                raise DownloadError(f"the downloaded file is not usable: {error}") from error
-        if not pins:
-            print(
-                f"{place.name}: {part.stat().st_size / 1e6:.1f} MB from {address}, "
-                f"sha256 {delivered}, recorded for later downloads"
-            )
-        copy = "mirror" if mirrored and delivered != (source.sha256 or "").lower() else "publisher"
-        kept = digest(fresh) if source.unpack else delivered
-        record = folder / "record"
-        record.write_text(
-            json.dumps({"url": address, "delivered": delivered, "kept": kept, "copy": copy})
-        )
-        # Killed anywhere in between, the next run finds no content and starts again.
-        if os.path.lexists(place):
-            os.replace(place, folder / "old")
-        os.replace(record, _record_file(place))
-        os.replace(fresh, place)
-    finally:
-        part.unlink(missing_ok=True)  # no use to the next call
+    delivered = digest(part)
+    if resumed and delivered not in pins:  # the first part was of something else
+        part.unlink()
+        return _install(source, address, place, part, timeout)
+    file, record, old = (part.with_name(f"{part.name}-{use}") for use in ("file", "record", "old"))
+    part.rename(file)
+    _verify(source, file, delivered, pins, _record(place).get("delivered"), place)
+    fresh = _usable(source, file)
+    if not pins:
+        size = f"{file.stat().st_size / 1e6:.1f} MB"
+        told = f"sha256 {delivered}, recorded for later downloads"
+        print(f"{place.name}: {size} from {address}, {told}")
+    publishers = address == source.url or delivered == (source.sha256 or "").lower()
+    copy = "publisher" if publishers else "mirror"
+    known = {"url": address, "delivered": delivered, "kept": digest(fresh), "copy": copy}
+    record.write_text(json.dumps(known))
+    # Killed anywhere in between, the next run finds no content and starts again.
+    if os.path.lexists(place):
+        os.replace(place, old)
+    os.replace(record, _record_file(place))
+    os.replace(fresh, place)
 
 
 def _verify(source, part, delivered, pins, first, place):
@@ -376,78 +342,67 @@ def _verify(source, part, delivered, pins, first, place):
         )
 
 
+def _usable(source, file):
+    """Return the path of the file, or of what it unpacks to, if the source's check lets it pass."""
+    fresh = file
+    try:
+        if source.unpack:
+            folder = file.with_name(f"{file.name}-unpacked")
+            folder.mkdir()
+            fresh = archives.unpack(file, folder / "content", source.limit)
+    except archives.ArchiveError as error:
+        raise DownloadError(str(error)) from None
+    try:
+        if source.check:
+            source.check(fresh)
+    except Exception as error:  # whatever a reader may raise is a reason to refuse it
+        raise DownloadError(f"the downloaded file is not usable: {error}") from error
+    return fresh
+
+
 def _bring(source, address, part, pins, timeout):
     """Make `part` the whole file, in as many attempts as are allowed."""
-    scheme = address.partition(":")[0].lower()
-    if scheme not in ("http", "https"):
+    if _scheme(address) not in ("http", "https"):
         if address == source.url:
             raise DownloadError("the address must begin with https:// or http://")
         shutil.copyfile(address, part)
         return
-    tag = [None]  # the ETag of what has arrived so far
+    same = {}  # the header that says to go on only in the same file
     for attempt in range(1, ATTEMPTS + 1):
         try:
-            return _download(source, address, part, pins, tag, timeout)
+            return _download(source, address, part, pins, same, timeout)
         except _TryAgain as error:
             if attempt == ATTEMPTS:
                 raise DownloadError(f"{error} ({ATTEMPTS} attempts)") from None
             wait = max(error.wait, BACKOFF * 2 ** (attempt - 1))
-            print(
-                f"{source.name}: {error}; attempt {attempt + 1} of {ATTEMPTS} in {wait:g} s",
-                file=sys.stderr,
-                flush=True,
-            )
+            told = f"{error}; attempt {attempt + 1} of {ATTEMPTS} in {wait:g} s"
+            print(f"{source.name}: {told}", file=sys.stderr, flush=True)
             time.sleep(wait)
 
 
-def _download(source, address, part, pins, tag, timeout):
+def _download(source, address, part, pins, same, timeout):
     """One attempt: stream `address` into `part`, from where the last one stopped if that is safe:
     a checksum will tell a mixture, or the server's ETag says that it is still the same file."""
     limit = source.limit or archives.LARGEST
-    done = part.stat().st_size if part.exists() and (pins or tag[0]) else 0
-    headers = {"User-Agent": "citynb"}
-    if done:
-        headers["Range"] = f"bytes={done}-"
-        if tag[0]:
-            headers["If-Range"] = tag[0]
-    with _answer(source, address, headers, timeout, part) as reply:
+    done = part.stat().st_size if part.exists() and (pins or same) else 0
+    headers = {"Range": f"bytes={done}-", **same} if done else {}
+    with contextlib.closing(_open(address, headers, timeout)) as reply:
+        place = reply.headers.get("Content-Range", "")
         if reply.status == 200:
             done = 0
-        elif reply.status != 206 or not done:
-            raise DownloadError(f"the server answered {reply.status} {reply.reason}")
-        elif not reply.headers.get("Content-Range", "").startswith(f"bytes {done}-"):
-            part.unlink()
-            raise _TryAgain("the server went on at another place of the file")
-        tag[0] = reply.headers.get("ETag")
-        if tag[0] and not tag[0].startswith('"'):  # a weak one promises too little
-            tag[0] = None
-        if reply.length is None and not reply.chunked:
-            if "Content-Length" in reply.headers:
-                raise DownloadError(
-                    f"the server sent a Content-Length of {reply.headers['Content-Length']!r}"
-                )
-            if not (pins or source.unpack):  # an archive has a mark or a checksum at its end
-                raise DownloadError("neither its length nor its checksum is known")
-        size = None if reply.length is None else done + reply.length
-        needed = (reply.length or 0) + (size or 0) * 2 * source.unpack
+        elif reply.status != 206 or not done or not place.startswith(f"bytes {done}-"):
+            if reply.status in WRONG_PART:
+                part.unlink(missing_ok=True)
+            raise _refusal(reply, address != source.url)
+        same.clear()
+        if reply.headers.get("ETag", "").startswith('"'):  # a weak one promises too little
+            same["If-Range"] = reply.headers["ETag"]
+        size = _size(reply, done, pins or source.unpack)  # an archive has a mark at its end
+        needed = (size or 0) * (3 if source.unpack else 1) - done
         if needed > shutil.disk_usage(part.parent).free:
             raise OSError(errno.ENOSPC, "no space")
-        watched = sys.stderr.isatty() or hasattr(builtins, "get_ipython")  # a notebook
-        with (
-            open(part, "ab" if done else "wb") as file,
-            tqdm(
-                total=size,
-                initial=done,
-                desc=source.name,
-                unit="B",
-                unit_scale=True,
-                leave=False,
-                delay=1,
-                mininterval=0.2 if watched else 30,
-                disable=not watched and (size or 0) < LARGE,
-            ) as bar,
-        ):
-            for chunk in _chunks(reply, timeout):
+        with open(part, "ab" if done else "wb") as file, _bar(source.name, done, size) as bar:
+            while chunk := _read(reply, timeout):
                 done += len(chunk)
                 if max(done, size or 0) > limit:
                     raise DownloadError(f"the file is larger than {limit / 1e6:,.0f} MB")
@@ -459,78 +414,103 @@ def _download(source, address, part, pins, tag, timeout):
         raise DownloadError("the server sent an empty file")
 
 
-def _chunks(reply, timeout):
-    try:
-        while chunk := reply.read1(1 << 20):
-            yield chunk
-    except TimeoutError:
-        raise _TryAgain(f"the server stalled for {timeout:g} seconds") from None
-    except (http.client.HTTPException, OSError) as error:
-        raise _TryAgain(f"the connection was cut ({error!r})") from None
+def _size(reply, done, provable):
+    """Return the bytes of the whole file; None if that is not known and a cut shows otherwise."""
+    if reply.length is not None:
+        return done + reply.length
+    if not reply.chunked and "Content-Length" in reply.headers:
+        length = reply.headers["Content-Length"]
+        raise DownloadError(f"the server sent a Content-Length of {length!r}")
+    if not (reply.chunked or provable):
+        raise DownloadError("neither its length nor its checksum is known")
 
 
-def _answer(source, address, headers, timeout, part):
-    """Open the address; every way to fail becomes a DownloadError, a _TryAgain or _Absent."""
-    patience = _Patience(timeout)
-    opener = urllib.request.build_opener(_Redirects, _Http(patience), _Https(patience))
+def _bar(name, done, size):
+    watched = sys.stderr.isatty() or hasattr(builtins, "get_ipython")  # a notebook
+    pace = {"delay": 1, "mininterval": 0.2 if watched else 30}
+    looks = {"desc": name, "unit": "B", "unit_scale": True, "leave": False}
+    quiet = not watched and (size or 0) < LARGE
+    return tqdm(total=size, initial=done, disable=quiet, **looks, **pace)
+
+
+def _open(address, headers, timeout):
+    """Return the server's answer, of whatever status."""
+    opener = urllib.request.build_opener(_Careful(timeout))
+    opener.addheaders = [("User-Agent", "citynb"), *headers.items()]
+    with _network(timeout):
+        try:
+            return opener.open(address, timeout=timeout)
+        except urllib.error.HTTPError as answer:
+            return answer
+
+
+def _read(reply, timeout):
+    with _network(timeout):
+        return reply.read1(1 << 20)
+
+
+@contextlib.contextmanager
+def _network(timeout):
+    """Make each failure of the network a DownloadError, or a _TryAgain where it may pass."""
     try:
-        return opener.open(urllib.request.Request(address, headers=headers), timeout=timeout)
-    except urllib.error.HTTPError as error:
-        error.close()
-        if error.code in (404, 410) and address != source.url:
-            raise _Absent from None
-        reason = f"the server answered {error.code} {error.reason}"
-        if error.code == 416 and "Range" in headers:
-            part.unlink()
-        elif error.code not in BUSY and error.code < 500:
-            raise DownloadError(reason) from None
-        wait = _seconds(error.headers.get("Retry-After", ""))
-        if wait > LONGEST_WAIT:
-            raise DownloadError(f"{reason} and asks to wait {wait:,.0f} seconds") from None
-        raise _TryAgain(reason, wait) from None
-    except TimeoutError:
-        raise _TryAgain(f"the server stalled for {timeout:g} seconds") from None
-    except urllib.error.URLError as error:
-        if isinstance(error.reason, TimeoutError):
+        yield
+    except (http.client.HTTPException, OSError, ValueError, OverflowError) as error:
+        unopened = isinstance(error, urllib.error.URLError)
+        cause = error.reason if unopened else error
+        if isinstance(cause, TimeoutError):
             raise _TryAgain(f"the server stalled for {timeout:g} seconds") from None
-        if isinstance(error.reason, ssl.SSLCertVerificationError):
-            raise DownloadError(
-                f"the server's certificate is not valid ({error.reason.verify_message})"
-            ) from None
-        raise _TryAgain(f"no connection ({error.reason})") from None
-    except (http.client.InvalidURL, ValueError, OverflowError) as error:
-        raise DownloadError(f"the address, or that of a proxy, is not valid ({error})") from None
-    except (http.client.HTTPException, OSError) as error:
-        raise _TryAgain(f"the connection was cut before an answer ({error!r})") from None
+        if isinstance(cause, ssl.SSLCertVerificationError):
+            raise DownloadError(f"the server's certificate is not valid ({cause})") from None
+        if isinstance(cause, http.client.InvalidURL | ValueError | OverflowError):
+            told = f"the address, or that of a proxy, is not valid ({cause})"
+            raise DownloadError(told) from None
+        what = "no connection" if unopened else "the connection was cut"
+        raise _TryAgain(f"{what} ({cause})") from None
 
 
-def _seconds(text):
-    """Return the seconds that a Retry-After header asks for: a number, or a date."""
-    if text.strip().isdigit():
-        return float(text)
-    try:
-        return max(0.0, email.utils.parsedate_to_datetime(text).timestamp() - time.time())
-    except (ValueError, TypeError):
-        return 0.0
+def _refusal(reply, mirrored):
+    """Return the exception for an answer without the file."""
+    if reply.status in (404, 410) and mirrored:
+        return _Absent()
+    reason = f"the server answered {reply.status} {reply.reason}"
+    if reply.status not in PASSING and reply.status < 500:
+        return DownloadError(reason)
+    seconds = reply.headers.get("Retry-After", "")
+    wait = float(seconds) if seconds.isdecimal() else 0.0
+    if wait > LONGEST_WAIT:
+        return DownloadError(f"{reason} and asks to wait {wait:,.0f} seconds")
+    return _TryAgain(reason, wait)
 
 
-class _Redirects(urllib.request.HTTPRedirectHandler):
-    def redirect_request(self, req, fp, code, msg, headers, newurl):
-        fp.close()  # or urllib would read an endless page to its end
-        scheme = newurl.partition(":")[0].lower()
-        if scheme != "https" and (req.type == "https" or scheme != "http"):
-            raise DownloadError(f"redirected to an unprotected address, {newurl}")
-        return super().redirect_request(req, fp, code, msg, headers, newurl)
-
-
-class _Patience:
-    """How long a read may take: `timeout` seconds for each `timeout * SLOWEST` bytes.
+class _Careful(
+    urllib.request.HTTPRedirectHandler, urllib.request.HTTPHandler, urllib.request.HTTPSHandler
+):
+    """Opens and redirects to http and https, never from https to http, and reads with patience:
+    `timeout` seconds for each `timeout * SLOWEST` bytes of all answers, those of a proxy too.
 
     A socket's own timeout starts anew with each byte, so one byte a second would do.
     """
 
     def __init__(self, timeout):
+        super().__init__()
         self.timeout, self.received, self.until = timeout, 0, time.monotonic() + timeout
+
+    def redirect_request(self, req, fp, code, msg, headers, newurl):
+        fp.close()  # or urllib would read an endless page to its end
+        if _scheme(newurl) != "https" and (req.type == "https" or _scheme(newurl) != "http"):
+            raise DownloadError(f"redirected to an unprotected address, {newurl}")
+        return super().redirect_request(req, fp, code, msg, headers, newurl)
+
+    def do_open(self, http_class, req, **options):
+        def connection(*args, **kwargs):
+            made = http_class(*args, **kwargs)
+            made.response_class = reply
+            return made
+
+        def reply(sock, *args, **options):
+            return http.client.HTTPResponse(_Patient(sock, self), *args, **options)
+
+        return super().do_open(connection, req, **options)
 
     def left(self):
         if self.received >= self.timeout * SLOWEST:
@@ -542,10 +522,13 @@ class _Patience:
 
 
 class _Patient(io.RawIOBase):
-    """The bytes of a socket, read with a `_Patience`."""
+    """A socket that is read as long as patience is left."""
 
-    def __init__(self, raw, sock, patience):
-        self.raw, self.sock, self.patience = raw, sock, patience
+    def __init__(self, sock, patience):
+        self.raw, self.sock, self.patience = sock.makefile("rb", buffering=0), sock, patience
+
+    def makefile(self, mode):
+        return io.BufferedReader(self)
 
     def readable(self):
         return True
@@ -561,36 +544,6 @@ class _Patient(io.RawIOBase):
         super().close()
 
 
-class _Reply(http.client.HTTPResponse):
-    def __init__(self, patience, sock, *args, **kwargs):
-        super().__init__(sock, *args, **kwargs)
-        self.fp = io.BufferedReader(_Patient(self.fp.detach(), sock, patience))
-
-
-class _WithPatience:
-    """Makes a handler of urllib read all answers, those of a proxy too, as `_Reply`."""
-
-    def __init__(self, patience):
-        super().__init__()
-        self.patience = patience
-
-    def do_open(self, http_class, req, **options):
-        def connection(*args, **kwargs):
-            made = http_class(*args, **kwargs)
-            made.response_class = functools.partial(_Reply, self.patience)
-            return made
-
-        return super().do_open(connection, req, **options)
-
-
-class _Http(_WithPatience, urllib.request.HTTPHandler):
-    pass
-
-
-class _Https(_WithPatience, urllib.request.HTTPSHandler):
-    pass
-
-
 @contextlib.contextmanager
 def _lock(place):
     """Hold a lock that the system releases when its process dies, so none can go stale.
@@ -598,29 +551,22 @@ def _lock(place):
     Yields True when this process is alone, False where the file system has no locks.
     """
     path = place.with_name(f".{place.name}.lock")
+    if path.is_symlink():
+        raise DownloadError(f"the lock {path} is a symbolic link; delete it")
     flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0)
-    try:
-        file = os.fdopen(os.open(path, flags, 0o666), "r+b")
-    except OSError as error:
-        if error.errno == errno.ELOOP:
-            raise DownloadError(f"the lock {path} is a symbolic link; delete it") from None
-        raise
-    with file:
-        alone, until = fcntl is not None, None
-        while fcntl:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if until is None:
-                    print(f"{place.name}: another process is fetching it", file=sys.stderr)
-                    until = time.monotonic() + LOCK_WAIT
-                if time.monotonic() > until:
-                    raise DownloadError(
-                        f"another process has been fetching it for {LOCK_WAIT:g} seconds"
-                    ) from None
-                time.sleep(0.2)
-            except OSError:  # a network drive without locks
-                alone = False
-                break
-        yield alone
+    with os.fdopen(os.open(path, flags, 0o666), "r+b") as file:
+        yield fcntl is not None and _locked(file, place.name)
+
+
+def _locked(file, name):
+    for turn in range(round(LOCK_WAIT / 0.2)):
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        except BlockingIOError:
+            if turn == 0:
+                print(f"{name}: another process is fetching it", file=sys.stderr)
+            time.sleep(0.2)
+        except OSError:  # a network drive without locks
+            return False
+    raise DownloadError(f"another process has been fetching it for {LOCK_WAIT:g} seconds")
