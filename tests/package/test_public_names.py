@@ -59,7 +59,7 @@ def test_the_code_stays_small():
             if token.string.strip() and token.type != tokenize.COMMENT:
                 code |= set(range(token.start[0], token.end[0] + 1))
         total += len(code - told)
-    assert total <= 2800
+    assert total <= 3500
 
 
 ROOMS = {  # what a module may import of the package: arrows one way
