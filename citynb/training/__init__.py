@@ -2,6 +2,7 @@
 
 import contextlib
 import numbers
+import shutil
 import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -134,6 +135,8 @@ def fine_tune(
             size = 4 * len(task.train) * head.input.shape[-1]
             file = None
             if size > FEATURES_IN_MEMORY:
+                for left in Path(checkpoint).glob("features-*") if checkpoint else ():
+                    shutil.rmtree(left, ignore_errors=True)  # by a training that was killed
                 folder = tempfile.TemporaryDirectory(prefix="features-", dir=checkpoint)
                 file = Path(files.enter_context(folder)) / "features.npy"
             features = outputs(backbone, task.train, file)
