@@ -53,7 +53,12 @@ class Runner:
         file = ROOT / "experiments" / f"{experiment.name}.py"
         self.code = code or code_fingerprint(reached([file], ROOT), ROOT)
         self.data = {name: _sums(name) for name in experiment.datasets}
-        self.packed = {"runs": [], "search": [], "confirmed": []}
+        self.packed = {"runs": [], "search": []}
+        # In a file of its own: pages depend on the results, not on who confirmed them.
+        self.confirmations = self.file.with_name("confirmed.json")
+        self.confirmed = []
+        if self.confirmations.exists():
+            self.confirmed = json.loads(self.confirmations.read_text())
         self.arrays = {}
         if self.file.exists():
             with np.load(self.file, allow_pickle=False) as stored:
@@ -78,7 +83,7 @@ class Runner:
         """
         now = {"code": self.code, "data": self.data}
         return any(
-            {key: one.get(key) for key in now} == now for one in (record, *self.packed["confirmed"])
+            {key: one.get(key) for key in now} == now for one in (record, *self.confirmed)
         )
 
     def stored(self, kind, row, case, seed, settings):
@@ -212,9 +217,10 @@ class Runner:
             )
         found = dict(code=self.code, data=self.data, row=record["name"], case=record["case"])
         found |= dict(seed=record["seed"], agreement=round(agreement, 4), versions=VERSIONS)
-        others = [one for one in self.packed["confirmed"] if one["code"] != self.code]
-        self.packed["confirmed"] = [*others, found]
-        self._write()
+        self.confirmed = [found]  # what was confirmed for older code says nothing any more
+        unfinished = self.confirmations.with_suffix(f".{os.getpid()}.part")
+        unfinished.write_text(json.dumps(self.confirmed, indent=1) + "\n")
+        os.replace(unfinished, self.confirmations)
         return found
 
     # --- files ---

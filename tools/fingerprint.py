@@ -64,7 +64,7 @@ def data_files(sources, root):
 
     A folder `data/<name>` or `models/<name>` counts when the code, or a module that it reaches, holds
     `"<name>"` or `"...data/<name>..."` as a string; `experiments/results/<name>` when the code itself
-    does and also uses the name `results`.
+    does and also uses the name `results`. Who confirmed stored results is not part of them.
     """
     root = Path(root).resolve()
     files, strings, names = _walk(sources, root)
@@ -79,7 +79,7 @@ def data_files(sources, root):
         for folder in folders
         if _names_folder(strings, folder)
         for path in folder.rglob("*")
-        if path.is_file() and path.suffix not in NO_DATA
+        if path.is_file() and path.suffix not in NO_DATA and path.name != "confirmed.json"
     )
 
 

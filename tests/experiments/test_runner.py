@@ -138,7 +138,7 @@ def test_a_run_that_does_not_come_again_is_not_confirmed(toy):
     rows = (Row("majority", commonest), Row("trees", commonest, dict(max_leaf_nodes=[2, 4])))
     with pytest.raises(ValueError, match="came again.*run the experiment again"):
         make("b", rows=rows).confirm()
-    assert not make("b").packed["confirmed"]
+    assert not make("b").confirmed
 
 
 def test_a_size_takes_the_settings_of_the_nearest_that_was_searched(toy):
