@@ -64,6 +64,7 @@ def test_batch_norm(make_task, make_model, values, batch_norm):
             assert not np.array_equal(value, before[path]), path
 
 
+@pytest.mark.slow
 def test_batch_norm_of_a_hub_model(make_task, tmp_path, values):
     save_reusable(tiny_resnet(4), tmp_path)
     pictures = keras.Input((8, 8, 3))
@@ -79,6 +80,7 @@ def test_batch_norm_of_a_hub_model(make_task, tmp_path, values):
                 assert np.array_equal(value, before[path]) != moves, path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("batch_norm", ["frozen", "train"])
 def test_a_second_call_trains_what_the_first_froze(make_task, make_model, values, batch_norm):
     model, task = make_model(), make_task()
@@ -92,6 +94,7 @@ def test_a_second_call_trains_what_the_first_froze(make_task, make_model, values
             assert np.array_equal(value, before[path]) != moves, path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
 def test_weight_decay_is_decoupled_and_on_kernels_only(make_task, make_model, values, optimizer):
     ends = []
@@ -136,6 +139,7 @@ def test_l2_sp_balances_the_gradient(make_task):
     np.testing.assert_allclose(moved, -gradient / 5.0, atol=0.02 * np.abs(moved).max())
 
 
+@pytest.mark.slow
 def test_schedules(make_task, make_model):
     run = dict(head_epochs=0, learning_rate=0.01, **{**QUIET, "batch_size": 8})  # 3 steps an epoch
     cosine = citynb.fine_tune(make_model(), make_task(), epochs=10, **run).history
@@ -154,6 +158,7 @@ def test_the_first_step_of_the_cosine_counts(make_task, make_model, values):
     assert np.abs(values(model)["conv/kernel"] - before["conv/kernel"]).max() > 0.01
 
 
+@pytest.mark.slow
 def test_it_learns_and_tells(make_task, make_model, capsys):
     task, model = make_task(examples=60), make_model(dropout=0.1)
     run = citynb.fine_tune(
@@ -171,6 +176,7 @@ def test_it_learns_and_tells(make_task, make_model, capsys):
     assert "head" in shown and "network" in shown and "epoch=4/4" in shown
 
 
+@pytest.mark.slow
 def test_one_seed_one_result(make_task, make_model, values):
     ends = []
     for seed in (1, 1, 2):
@@ -182,6 +188,7 @@ def test_one_seed_one_result(make_task, make_model, values):
     assert not np.allclose(ends[0], ends[2], atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16"])
 def test_half_precision(make_task, make_model, policy):
     keras.config.set_dtype_policy(policy)
@@ -401,6 +408,7 @@ def finish(folder, uninterrupted, make_task, values, model):
     return run
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stop_at", [2, 5])  # in the network's first and second epoch of 3 steps
 def test_resume_in_the_same_notebook(
     make_task, make_model, values, uninterrupted, tmp_path, stop_at
@@ -419,6 +427,7 @@ def test_resume_in_the_same_notebook(
     assert again.seconds > before  # the time before the interruption counts
 
 
+@pytest.mark.slow
 def test_resume_after_kill(make_task, make_model, values, uninterrupted, tmp_path):
     """A second process dies by SIGKILL in its second network epoch; this one goes on."""
     code = (
@@ -435,6 +444,7 @@ def test_resume_after_kill(make_task, make_model, values, uninterrupted, tmp_pat
     finish(tmp_path, uninterrupted, make_task, values, make_model(dropout=0.5))
 
 
+@pytest.mark.slow
 def test_full_disk(make_task, make_model, values, uninterrupted, tmp_path):
     """The file system takes the start, but not the larger state after the head's first epoch."""
     task, model = make_task(), make_model(dropout=0.5)
@@ -565,6 +575,7 @@ def test_two_trainings_in_one_folder(make_task, make_model, tmp_path):
 # --- Precision, augmentation, devices, and data larger than memory --------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16"])
 def test_augmentation_in_half_precision(make_task, make_model, policy):
     keras.config.set_dtype_policy(policy)
@@ -596,6 +607,7 @@ def test_an_augmentation_that_changes_the_shape_is_one_sentence(make_task, make_
     assert len(str(caught.value)) < 250
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["bytes", "memory map", "files"])
 def test_pictures_that_are_not_in_memory_train_alike(make_task, make_model, values, tmp_path, kind):
     task = make_task()
@@ -675,6 +687,7 @@ assert all(np.isfinite(v.numpy()).all() for v in model.trainable_variables)
 """
 
 
+@pytest.mark.slow
 def test_two_devices_give_the_losses_of_one(tmp_path):
     """A process of its own: how many devices there are is fixed when TensorFlow starts."""
     here = Path(__file__).resolve()
