@@ -3,7 +3,6 @@
 import difflib
 import functools
 import json
-import zipfile
 from types import SimpleNamespace
 
 import numpy as np
@@ -39,11 +38,12 @@ def results(experiment, split="test"):
     try:
         with np.load(file, allow_pickle=False) as stored:
             arrays = {name: stored[name] for name in stored.files}
-    except (zipfile.BadZipFile, EOFError, OSError, KeyError) as error:
+        meta = json.loads(str(arrays.pop("meta")))
+    except Exception as error:  # a damaged zip file raises errors of a dozen kinds
         raise ValueError(
             f"{file} is damaged ({error}). Restore it from the repository, or install again."
         ) from error
-    return Results(experiment, split, json.loads(str(arrays.pop("meta"))), arrays)
+    return Results(experiment, split, meta, arrays)
 
 
 class Results:

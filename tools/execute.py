@@ -36,6 +36,7 @@ from tools.fingerprint import (
 from tools.pages import ANSI, ROOT, bind, code, code_cells, finish, notebooks, read, tags
 
 CELL_TIMEOUT = 300  # seconds
+LONGEST = 60  # seconds that a page may take on two idle cores
 
 # What the kernels see while the book is made and tested. conftest.py uses it too.
 KERNEL_ENVIRONMENT = {
@@ -158,7 +159,10 @@ def update(path, force=False, run=True):
         reason = "asked for" if force else stale_reason(notebook)
         if reason and run:
             print(f"{name}: executing ({reason})", flush=True)
-            done = f"{name}: executed in {execute(notebook, path.parent):.0f} s"
+            seconds = execute(notebook, path.parent)
+            done = f"{name}: executed in {seconds:.0f} s"
+            if seconds > LONGEST:
+                done += f", more than {LONGEST}: on an idle machine a page takes less"
         finish(notebook)
     except (CellExecutionError, CellTimeoutError, DeadKernelError, ValueError) as error:
         return f"{name}: FAILED and left as it was\n{_short(error)}", False

@@ -192,7 +192,8 @@ class Split:
 
     def digest(self):
         """Return a checksum of the labels and of all pictures: of the files, where they are files."""
-        total = hashlib.sha256(np.ascontiguousarray(self.labels))
+        total = hashlib.sha256(f"{self.inputs.shape} {self.inputs.dtype}".encode())
+        total.update(np.ascontiguousarray(self.labels))
         if hasattr(self.inputs, "digest"):
             total.update(self.inputs.digest().encode())
         else:

@@ -2,7 +2,6 @@
 
 import contextlib
 import numbers
-import shutil
 import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,6 +22,7 @@ OPTIMIZERS = {"sgd": GuardedSGD, "adamw": GuardedAdam}
 SCHEDULES = ("cosine", "constant")
 PRECISIONS = ("float32", "mixed_float16", "mixed_bfloat16")
 FEATURES_IN_MEMORY = 2**30  # bytes; more of them are kept in a file
+FEATURES_FILE = "features.part.npy"  # in the checkpoint's folder while the head trains
 STEPS_AT_ONCE = 16  # the most that run before Python looks again
 
 
@@ -103,7 +103,8 @@ def fine_tune(
             has another number of classes than the task, the pictures do not fit, or the
             checkpoint is damaged, in use, or of another model, data or run.
         FloatingPointError: the loss, its gradient, a feature, a weight or the validation loss
-            is not finite. The message says where; the weights are those of the step before.
+            is not finite. The message says where; the weights are those of the step before, but
+            as the last step left them where that step itself overflowed.
         OSError: the checkpoint's folder cannot be read or written.
     """
     settings = {
@@ -112,6 +113,7 @@ def fine_tune(
         if key not in ("model", "task", "checkpoint", "progress", "augment")
     }
     _check_arguments(settings)
+    settings["seed"] = seed = int(seed)  # a NumPy integer would be another text in the checkpoint
     _check_model(model, task)
 
     head = model.get_layer("head")
@@ -122,34 +124,28 @@ def fine_tune(
         model=model,
         variables=[*model.variables, *getattr(augment, "variables", ())],
         anchors=[variable.numpy() for variable in pulled],
-        settings={**settings, "augmentation": augment is not None},
-        data=task.train,
-    ) as state, contextlib.ExitStack() as files:
+        settings={**settings, "augmentation": augment and type(augment).__name__},
+        splits={"training": task.train} | ({"validation": task.validation} if validate else {}),
+    ) as state:
         common = dict(
             batch_size=batch_size, optimizer=optimizer, schedule=schedule,
-            weight_decay=weight_decay, seed=seed, state=state, progress=progress, where=task.name,
+            weight_decay=weight_decay, seed=seed, state=state, progress=progress,
         )  # fmt: skip
         if state.done("head") < head_epochs and not state.done("network"):
             freeze(backbone)
             head.trainable = True
-            size = 4 * len(task.train) * head.input.shape[-1]
-            file = None
-            if size > FEATURES_IN_MEMORY:
-                for left in Path(checkpoint).glob("features-*") if checkpoint else ():
-                    shutil.rmtree(left, ignore_errors=True)  # by a training that was killed
-                folder = tempfile.TemporaryDirectory(prefix="features-", dir=checkpoint)
-                file = Path(files.enter_context(folder)) / "features.npy"
-            features = outputs(backbone, task.train, file)
-            _check_features(features, model, task.train)
-            _fit(
-                head,
-                _Features(features, task.train.labels),
-                phase="head",
-                epochs=head_epochs,
-                learning_rate=head_learning_rate,
-                strategy=model.distribute_strategy,
-                **common,
-            )
+            with _room_for(4 * len(task.train) * head.input.shape[-1], checkpoint) as file:
+                features = outputs(backbone, task.train, file)
+                _check_features(features, model, task.train)
+                _fit(
+                    head,
+                    _Features(features, task.train.labels),
+                    phase="head",
+                    epochs=head_epochs,
+                    learning_rate=head_learning_rate,
+                    strategy=model.distribute_strategy,
+                    **common,
+                )
         if epochs:
             head.trainable = True
             if batch_norm == "frozen":
@@ -172,9 +168,26 @@ def fine_tune(
         return TrainingRun(pd.DataFrame(state.history), state.seconds(), settings)
 
 
+@contextlib.contextmanager
+def _room_for(size, checkpoint):
+    """Yield where features of so many bytes shall lie: None is memory, a path is a file.
+
+    The file is gone afterwards; one that a killed training left in the checkpoint is written over.
+    """
+    with contextlib.ExitStack() as stack:
+        file = Path(checkpoint) / FEATURES_FILE if checkpoint else None
+        if file:
+            stack.callback(file.unlink, missing_ok=True)
+        if size <= FEATURES_IN_MEMORY:
+            yield None
+        else:
+            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="citynb-"))
+            yield file or Path(folder) / FEATURES_FILE
+
+
 def _fit(
     network, split, *, phase, epochs, batch_size, learning_rate, optimizer, schedule, weight_decay,
-    seed, state, progress, strategy, where, validation=None, augment=None, l2_sp=0.0, anchors=(),
+    seed, state, progress, strategy, validation=None, augment=None, l2_sp=0.0, anchors=(),
 ):  # fmt: skip
     """Run one phase: `keras.Model.fit` with our step, from the epoch that the state says."""
     steps = -(-len(split) // batch_size)
@@ -188,11 +201,17 @@ def _fit(
             warmup_steps=warmup,
         )
     replicas = strategy.num_replicas_in_sync
+    if len(split) // steps < replicas:
+        raise ValueError(
+            f"Batches of {len(split) // steps} examples cannot be shared by {replicas} devices; "
+            "choose a larger batch_size."
+        )
     with strategy.scope():
         trainer = Trainer(network, augment=augment, l2_sp=l2_sp, anchors=anchors)
         momentum = {"momentum": 0.9} if optimizer == "sgd" else {}
         optimizer = OPTIMIZERS[optimizer](rate, weight_decay, **momentum)
-        if network.dtype_policy.name == "mixed_float16":  # small gradients would vanish
+        if any(part.dtype_policy.name == "mixed_float16" for part in all_layers(network)):
+            # Small gradients would vanish in half precision.
             optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
         optimizer.build(network.trainable_variables)
         first = state.begin(phase, optimizer)
@@ -244,8 +263,9 @@ def _fit(
         if broken or not np.isfinite(list(row.values())[2:]).all():
             what = f"The weight {broken[0]}" if broken else "The loss on the validation split"
             raise FloatingPointError(
-                f"{what} is not finite after phase {phase!r}, epoch {epoch[0] + 1}, at learning "
-                f"rate {learning_rate:.2g}. Lower it, and look for NaN in the validation pictures."
+                f"{what} is not finite after phase {phase!r}, epoch {epoch[0] + 1}: the last steps "
+                f"were too large at learning rate {learning_rate:.2g}, or a picture of validation "
+                "is broken. Lower the rate, and start again from the pretrained weights."
             )
         state.history.append(row)
         state.save(optimizer)

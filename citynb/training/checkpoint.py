@@ -6,18 +6,19 @@ import json
 import os
 import time
 import weakref
-import zipfile
-import zlib
 from pathlib import Path
 
 import numpy as np
+
+from citynb.heads import all_layers
 
 try:
     import fcntl
 except ImportError:  # Windows has no such lock: two trainings in one folder are not told apart
     fcntl = None
 
-_begun = weakref.WeakKeyDictionary()  # a model in this process: the digest of its start weights
+# A model in this process: the checksums of its weights when its training began and was left.
+_left = weakref.WeakKeyDictionary()
 
 
 class Checkpoint:
@@ -36,32 +37,38 @@ class Checkpoint:
         variables: list of keras.Variable, all that training moves and all it depends on.
         anchors: list of arrays, where L2-SP pulls to.
         settings: dict of the training's arguments.
-        data: Split that is trained on.
+        splits: dict, name to the Split that is trained on or validated with.
 
     Raises:
         ValueError: the file is damaged or of another training, or the folder is in use.
         OSError: the folder cannot be read or written.
     """
 
-    def __init__(self, folder, *, model, variables, anchors, settings, data):
+    def __init__(self, folder, *, model, variables, anchors, settings, splits):
         self.file = Path(folder) / "state.npz" if folder else None
         self.model, self.variables = model, variables
         self.anchors = anchors  # the weights before the first epoch
         self.history = []
         self.optimizer_values = ()
         self.started = time.perf_counter()
-        self._lock = None
-        self._settings, self._data = settings, data
+        self._lock, self.start = None, None
+        self._settings, self._splits = settings, splits
 
     def __enter__(self):
         if not self.file:
             return self
         self._acquire()
         try:
-            digests = {"examples": len(self._data), "pictures and labels": self._data.digest()}
+            digests = {
+                f"{name} {what}": value
+                for name, split in self._splits.items()
+                for what, value in (("examples", len(split)), ("pictures", split.digest()))
+            }
+            policies = {layer.dtype_policy.name for layer in all_layers(self.model)}
             # Through JSON, so that what was written equals what is asked.
             identity = {
-                "network": {f"variable {i}": [v.name, *v.shape] for i, v in enumerate(self.variables)},
+                "network": {f"variable {i}": [v.name, *v.shape] for i, v in enumerate(self.variables)}
+                | {"precision": sorted(policies)},
                 "training run": self._settings,
                 "data": digests,
             }
@@ -71,13 +78,14 @@ class Checkpoint:
                 self._load()
             else:  # also the start, to which an interrupted first epoch returns
                 self.save()
-            _begun[self.model] = self.start
         except BaseException:
             self.__exit__()
             raise
         return self
 
     def __exit__(self, *_):
+        if self.start:
+            _left[self.model] = self.start, _digest(self.model)
         if self._lock:
             self._lock.close()  # which releases it
             self._lock = None
@@ -128,7 +136,8 @@ class Checkpoint:
     def _not_written(self, error, saved=""):
         return OSError(
             f"The checkpoint {self.file} cannot be written ({error.strerror or error}).{saved} "
-            "Make room, or choose another folder with checkpoint=, and call fine_tune() again."
+            "Make room or allow it, or choose another folder with checkpoint=, and call fine_tune() "
+            "again."
         )
 
     def _acquire(self):
@@ -160,12 +169,17 @@ class Checkpoint:
             identity, self.history = meta["identity"], meta["history"]
             start, now = meta["start"], meta["now"]
             self.started -= meta["seconds"]
+            # The file keeps the order in which save() wrote.
+            values, anchors, optimizer_values = (
+                [array for key, array in arrays.items() if key.startswith(part)]
+                for part in ("variable", "anchor", "optimizer")
+            )
         except PermissionError as error:
             raise PermissionError(
                 f"The checkpoint {self.file} cannot be read ({error.strerror}). Allow it, or "
                 "choose another folder with checkpoint=."
             ) from error
-        except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile, zlib.error) as error:
+        except Exception as error:  # a damaged zip file raises errors of a dozen kinds
             raise ValueError(
                 f"{self.file} is damaged or not a checkpoint of fine_tune() ({error}). Remove it "
                 "to start again, or choose another folder with checkpoint=."
@@ -180,18 +194,16 @@ class Checkpoint:
                         f"here it is {wanted.get(key)!r}. {way_out}"
                     )
         # A network that was interrupted on the way, or is trained already, is the same one.
-        if start not in (self.start, _begun.get(self.model)) and now != self.start:
+        same = self.start in (start, now) or _left.get(self.model) == (start, self.start)
+        if not same:
             raise ValueError(
                 f"{self.file} began with other weights than {self.model.name} has now. Build the "
                 "network as before: from the same pretrained weights, with the same seed "
                 f"(keras.utils.set_random_seed). {way_out}"
             )
-        self.start = start
-        # The file keeps the order in which save() wrote.
-        values, self.anchors, self.optimizer_values = (
-            [array for key, array in arrays.items() if key.startswith(part)]
-            for part in ("variable", "anchor", "optimizer")
-        )
+        if [value.shape for value in values] != [tuple(v.shape) for v in self.variables]:
+            raise ValueError(f"{self.file} is damaged: it lacks some of the weights. {way_out}")
+        self.start, self.anchors, self.optimizer_values = start, anchors, optimizer_values
         for variable, value in zip(self.variables, values, strict=True):
             variable.assign(value)
 

@@ -40,6 +40,12 @@ class Trainer(keras.Model):
     def metrics(self):
         return [self.mean_loss, self.accuracy]
 
+    def _maybe_symbolic_build(self, *_, **__):
+        """Skip Keras' look at a first batch: it fails where devices get unequal shares of it.
+
+        Everything is built already: the network, and the optimizer by `fine_tune`.
+        """
+
     def call(self, pictures, training=None):
         return self.network(as_float(pictures), training=training)
 
@@ -63,7 +69,9 @@ class Trainer(keras.Model):
         finite = tf.math.is_finite(loss)
         guarded = self.optimizer
         if isinstance(guarded, keras.optimizers.LossScaleOptimizer):
-            guarded = guarded.inner_optimizer  # the outer one skips a step and lowers the scale
+            # The outer one skips a step and lowers the scale. Below 1 no scale was the reason.
+            finite &= guarded.dynamic_scale.value >= 1
+            guarded = guarded.inner_optimizer
         else:
             finite &= tf.math.is_finite(tf.linalg.global_norm(gradients))
         loss, bad = replica.all_reduce("sum", [loss, tf.cast(~finite, tf.float32)])
